@@ -1,0 +1,1 @@
+"""Corpora, vocabularies, streams of aligned chunks, synthetic tasks: one module each."""
