@@ -1,0 +1,29 @@
+"""How the kept terms are added up: the interface of a mode."""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import fields
+from typing import ClassVar
+
+__all__ = ["Mode"]
+
+
+class Mode(ABC):
+    """A way to add up the kept terms: a frozen dataclass of plain numbers.
+
+    ``exact`` says that the mode adds nothing to the truncation's own error, ``online`` that it walks forward with the
+    data.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool]
+    online: ClassVar[bool]
+
+    def spec(self) -> str:
+        """The mode as the command line and TOML files write it."""
+        values = [str(getattr(self, field.name)) for field in fields(self)]  # pyright: ignore[reportArgumentType]
+        return ":".join([self.name, ",".join(values)]) if values else self.name
+
+    def __str__(self) -> str:
+        return self.spec()

@@ -1,0 +1,121 @@
+"""Reverse mode under gates: run the open segment again, go on through the new steps, walk back once.
+
+Where all rows are cut at the same step, what lies before and after is differentiated by itself: in groups of
+    stretches whose stored states stay
+within ``GROUP_BYTES`` for layers that lay stretches side by side, stretch by stretch for the others. So regular
+truncation keeps the memory of a chunk, not of the whole call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from chronograd.carry import Piece
+from chronograd.kernels import Edges
+from chronograd.recurrence.adapters import Recurrence
+from chronograd.recurrence.states import detach, tree_map
+
+from .losses import Losses
+from .replay import edges_of, replay, snapshot, split
+from .tally import Tally, saved_bytes
+
+__all__ = ["GROUP_BYTES", "gated_gradient", "gated_unroll"]
+
+GROUP_BYTES = 128 * 2**20
+
+
+def gated_gradient(
+    recurrence: Recurrence,
+    history: Sequence[Piece],
+    state: Any,
+    parts: Sequence[Piece],
+    losses: Losses,
+    scale: float,
+    tally: Tally,
+) -> tuple[list[Any], Any, list[Piece]]:
+    """Add the gradient of the losses on ``parts`` to ``tally``.
+
+    Args:
+        history: pieces whose steps the losses can still reach, with ``state`` before them.
+        parts: the new steps, in one piece or split where the carry will begin.
+        losses: of all new steps.
+
+    Returns:
+        The states before every piece of history and parts, the final state, and the parts with their random states.
+    """
+    before, state = replay(recurrence, history, state)
+    ran, offset, pending = [], 0, None
+    for part in parts:
+        part = replace(part, random=snapshot())
+        before.append(detach(state))
+        ran.append(part)
+        starts = edges_of(part).cuts
+        for begin, end, count in _groups(recurrence, starts, part.steps):
+            cut = begin in starts
+            if cut:  # no row looks back from here: what came before is differentiated, and its graph freed
+                tally.add(pending, scale)
+                pending, state = None, detach(state)
+            piece = _steps(part, begin, end)
+            with count:
+                outputs, state = recurrence.run(piece.inputs, state, _inner_edges(piece, cut))
+                loss = losses[offset + begin : offset + end].sum(outputs)
+            pending = loss if pending is None else pending if loss is None else pending + loss
+        offset += part.steps
+    tally.add(pending, scale)
+    return before, detach(state), ran
+
+
+def _groups(recurrence: Recurrence, starts: Sequence[int], steps: int) -> Iterator[tuple[int, int, Any]]:
+    """Begin and end of the groups of steps to run at once, and a counter of stored bytes for the first."""
+    bounds = sorted({0, *starts}) + [steps]
+    if not recurrence.folds:
+        yield from ((begin, end, nullcontext()) for begin, end in zip(bounds[:-1], bounds[1:]))
+        return
+    count, at = saved_bytes(), 0
+    if len(bounds) > 3:
+        yield bounds[0], bounds[1], count
+        at = 1
+    longest = max(end - begin for begin, end in zip(bounds[:-1], bounds[1:]))
+    per_step = count.total / max(1, bounds[1] - bounds[0])
+    together = max(1, int(GROUP_BYTES // max(1.0, per_step * longest)))
+    while at < len(bounds) - 1:
+        upto = min(len(bounds) - 1, at + together)
+        yield bounds[at], bounds[upto], nullcontext()
+        at = upto
+
+
+def _inner_edges(piece: Piece, cut: bool) -> Edges:
+    """Edges of a group. After a cut its first gate has done its work; a group with no other edges runs as the model
+    itself.
+    """
+    if cut:
+        gates = piece.gates.clone()
+        gates[0] = 1
+        piece = replace(piece, gates=torch.where(piece.reset, 0.0, gates))
+    return edges_of(piece)
+
+
+def _steps(part: Piece, begin: int, end: int) -> Piece:
+    if begin == 0 and end == part.steps:
+        return part
+    return split(split(part, end)[0], begin)[1]
+
+
+def gated_unroll(
+    recurrence: Recurrence, history: Sequence[Piece], state: Any, parts: Sequence[Piece]
+) -> tuple[Any, list[Any], Any, list[Piece]]:
+    """Outputs (T, B, ...) with the gates in their graph; otherwise as ``gated_gradient``."""
+    before, state = replay(recurrence, history, state)
+    ran, outputs = [], []
+    for part in parts:
+        part = replace(part, random=snapshot())
+        before.append(detach(state))
+        ran.append(part)
+        out, state = recurrence.run(part.inputs, state, edges_of(part))
+        outputs.append(out)
+    return tree_map(lambda *each: torch.cat(each), *outputs), before, detach(state), ran

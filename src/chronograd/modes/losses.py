@@ -1,0 +1,80 @@
+"""From losses (T, B) to one number: sum(w l) / sum(w) over the entries that count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chronograd.recurrence.states import leaves, tree_map
+
+__all__ = ["Losses"]
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of a stretch: ``loss_fn(outputs, targets)`` -> (T, B), ``weights`` (T, B), and which entries are
+    ``used`` (T, B) bool.
+    """
+
+    loss_fn: Callable[[Any, Any], Tensor]
+    targets: Tree
+    weights: Tensor
+    used: Tensor
+
+    def __getitem__(self, index: Any) -> Losses:
+        """The losses of some steps, or of any (steps, rows) index."""
+        return Losses(self.loss_fn, tree_map(lambda y: y[index], self.targets), self.weights[index], self.used[index])
+
+    def sum(self, outputs: Tree) -> Tensor | None:
+        """sum(w l) over the used entries, or None where there is none.
+
+        Entries that are not used are filled with one that is, before the loss sees them, and selected away after:
+            whatever they
+        hold (padding, NaN, a class out of range) reaches neither the loss nor a gradient.
+
+        Raises:
+            ValueError: where the loss is not one number for each step and row.
+        """
+        shape = tuple(self.used.shape)
+        for leaf in leaves(outputs):
+            if tuple(leaf.shape[:2]) != shape:
+                raise ValueError(
+                    f"the model's outputs have shape {tuple(leaf.shape)}, expected (T, B, ...) = "
+                    f"({shape[0]}, {shape[1]}, ...); a model is called with time first"
+                )
+        if not bool(self.used.any()):
+            return None
+        targets = self.targets
+        if not bool(self.used.all()):
+            t, b = (int(i) for i in self.used.nonzero()[0])
+
+            def fill(x: Tensor) -> Tensor:
+                mask = self.used.to(x.device).reshape(*shape, *[1] * (x.dim() - 2))
+                return torch.where(mask, x, x[t, b].expand_as(x))
+
+            outputs, targets = tree_map(fill, outputs), tree_map(fill, targets)
+        losses = self.loss_fn(outputs, targets)
+        _check(losses, shape)
+        used, weights = self.used.to(losses.device), self.weights.to(losses)
+        return torch.where(used, losses * weights, 0).sum()
+
+
+def _check(losses: Any, shape: tuple[int, int]) -> None:
+    if not isinstance(losses, Tensor):
+        raise TypeError(f"loss_fn must return a tensor (T, B), not {type(losses).__name__}")
+    if losses.dim() == 0:
+        raise ValueError(
+            f"loss_fn returned one number, but a loss for each step and row is needed, shape (T, B) = {shape}: "
+            'use reduction="none"'
+        )
+    if tuple(losses.shape) != shape:
+        raise ValueError(
+            f"loss_fn returned shape {tuple(losses.shape)}, expected (T, B) = {shape}: one loss for each step and row "
+            '(reduction="none", then reduce the features, as in .mean(-1))'
+        )

@@ -1,0 +1,91 @@
+"""The segment replayer: run a stretch again from its stored start, with the random numbers it drew.
+
+A ``Piece`` holds inputs, what happened on its edges, and the state of torch's generators when it first ran.
+Everything that runs a stretch a second time does it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chronograd.carry import Piece
+from chronograd.kernels import Edges
+from chronograd.recurrence.adapters import Recurrence
+from chronograd.recurrence.states import detach, leaves, tree_map
+
+__all__ = ["edges_of", "replay", "snapshot", "split", "stack_pieces"]
+
+
+def snapshot() -> list[Tensor]:
+    """The states of torch's generators: the CPU's, then each CUDA device's that is in use."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    return states
+
+
+def _restore(states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in enumerate(states[1:]):
+        torch.cuda.set_rng_state(state, device)
+
+
+def edges_of(piece: Piece) -> Edges:
+    """The edges of a piece, on the device of its inputs."""
+    device = next((leaf.device for leaf in leaves(piece.inputs)), torch.device("cpu"))
+    return Edges(piece.gates, piece.reset, piece.valid).to(device)
+
+
+def split(piece: Piece, step: int) -> tuple[Piece, Piece]:
+    """A piece that has not run yet, in two; the random state of the second is set when it runs."""
+
+    def part(steps: slice) -> Piece:
+        return Piece(
+            tree_map(lambda x: x[steps], piece.inputs),
+            piece.gates[steps],
+            piece.reset[steps],
+            piece.valid[steps],
+            piece.random,
+            tree_map(lambda x: x[steps], piece.targets),
+            None if piece.weights is None else piece.weights[steps],
+        )
+
+    return part(slice(0, step)), part(slice(step, None))
+
+
+def replay(recurrence: Recurrence, pieces: Sequence[Piece], state: Any) -> tuple[list[Any], Any]:
+    """Run pieces again from ``state``, with gradients.
+
+    Returns:
+        The state before each piece (without graph), and the final state (with it). The generators are left as they
+        were found.
+    """
+    before, now = [], snapshot()
+    try:
+        for piece in pieces:
+            before.append(detach(state))
+            _restore(piece.random)
+            _, state = recurrence.run(piece.inputs, state, edges_of(piece))
+    finally:
+        _restore(now)
+    return before, state
+
+
+def stack_pieces(pieces: Sequence[Piece]) -> Piece:
+    """Pieces one after the other as one; only its inputs and edges have a meaning."""
+    if len(pieces) == 1:
+        return pieces[0]
+    kept = all(piece.weights is not None for piece in pieces)
+    return Piece(
+        tree_map(lambda *parts: torch.cat(parts), *(piece.inputs for piece in pieces)),
+        torch.cat([piece.gates for piece in pieces]),
+        torch.cat([piece.reset for piece in pieces]),
+        torch.cat([piece.valid for piece in pieces]),
+        pieces[0].random,
+        tree_map(lambda *parts: torch.cat(parts), *(piece.targets for piece in pieces)) if kept else None,
+        torch.cat([piece.weights for piece in pieces if piece.weights is not None]) if kept else None,
+    )

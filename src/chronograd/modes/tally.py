@@ -1,0 +1,78 @@
+"""Adding up gradients: of parameters by name, of inputs and of the initial state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chronograd.recurrence.states import leaves, tree_map
+
+__all__ = ["Tally", "saved_bytes"]
+
+
+class Tally:
+    """A running sum over groups of steps or windows, each differentiated by itself.
+
+    ``inputs`` and ``state`` are trees of leaves to differentiate too, or None. Parameters that no loss reaches stay
+    absent.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], inputs: Any = None, state: Any = None) -> None:
+        self.parameters = parameters
+        self.extra = [leaf for leaf in leaves([inputs, state]) if leaf.requires_grad]
+        self.total: Tensor | None = None
+        self.grads: dict[str, Tensor] = {}
+        self._extra: list[Tensor | None] = [None] * len(self.extra)
+
+    def add(self, loss: Tensor | None, scale: float) -> None:
+        """Add ``loss * scale`` and its gradient."""
+        if loss is None:
+            return
+        value = loss.detach() * scale
+        self.total = value if self.total is None else self.total + value
+        targets = [*self.parameters.values(), *self.extra]
+        if not loss.requires_grad or not targets:
+            return
+        found = torch.autograd.grad(loss * scale, targets, allow_unused=True)
+        for name, grad in zip(self.parameters, found):
+            if grad is not None:
+                self.grads[name] = grad if name not in self.grads else self.grads[name] + grad
+        for number, grad in enumerate(found[len(self.parameters) :]):
+            if grad is not None:
+                known = self._extra[number]
+                self._extra[number] = grad if known is None else known + grad
+
+    def of(self, tree: Any) -> Any:
+        """The gradients of the leaves in ``tree``, zeros where none flowed; None for leaves that were not asked for."""
+        known = {id(leaf): grad for leaf, grad in zip(self.extra, self._extra)}
+
+        def look(leaf: Tensor) -> Tensor | None:
+            if id(leaf) not in known:
+                return None
+            grad = known[id(leaf)]
+            return torch.zeros_like(leaf) if grad is None else grad
+
+        return tree_map(look, tree)
+
+
+class saved_bytes(torch.autograd.graph.saved_tensors_hooks):
+    """Count the bytes that autograd stores for the way back: ``with saved_bytes() as count: ...; count.total``."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self.total = 0
+        super().__init__(self._pack, lambda saved: saved)
+
+    def _pack(self, saved: Tensor) -> Tensor:
+        storage = saved.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return saved
+
+    def __enter__(self) -> saved_bytes:
+        super().__enter__()
+        return self

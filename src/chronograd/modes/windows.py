@@ -1,0 +1,130 @@
+"""Reverse mode over spans: windows are rows of a batch.
+
+Given the states of one forward pass, windows do not depend on one another. So the stretch runs forward once without
+graphs, stopping by at every window's start, and then all windows run side by side, as rows, in k2 sequential steps;
+in tiles whose stored states stay within ``TILE_BYTES``.
+
+Cost: one forward pass, and k2 / k1 times forward and backward. A model that draws random numbers (dropout) draws new
+    ones
+in each window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chronograd.carry import Piece
+from chronograd.kernels import Edges
+from chronograd.recurrence.adapters import Recurrence
+from chronograd.recurrence.states import detach, leaves, tree_map
+
+from .losses import Losses
+from .tally import Tally, saved_bytes
+
+__all__ = ["TILE_BYTES", "Reach", "span_gradient", "visit_states"]
+
+TILE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Reach:
+    """The losses of the steps ``first..last`` reach back to ``start``; all counted from the start of the history."""
+
+    start: int
+    first: int
+    last: int
+
+
+def visit_states(recurrence: Recurrence, whole: Piece, state: Any, visits: Sequence[int]) -> tuple[dict[int, Any], Any]:
+    """Run forward without graphs: the states before the steps ``visits`` (ascending), and the final one."""
+    asked = sorted(set(visits))
+    with torch.no_grad():
+        edges = Edges(None, whole.reset, whole.valid).to(_device(whole))
+        _, final, states = recurrence.run_and_visit(whole.inputs, state, edges, asked)
+    return {step: detach(found) for step, found in zip(asked, states)}, detach(final)
+
+
+def span_gradient(
+    recurrence: Recurrence,
+    whole: Piece,
+    states: dict[int, Any],
+    spans: Sequence[Reach],
+    losses: Losses,
+    history: int,
+    scale: float,
+    tally: Tally,
+) -> None:
+    """Add the gradient of all spans to ``tally``.
+
+    Args:
+        whole: history and new steps in one piece; ``history`` says how many of its steps came before the new ones.
+        states: the state before each span's start.
+        losses: of the new steps.
+    """
+    rows = whole.valid.shape[1]
+    for group in _alike(spans, states):
+        count, at, together = saved_bytes(), 0, max(1, 256 // rows)
+        while at < len(group):
+            tile = group[at : at + together]
+            with count if at == 0 else nullcontext():
+                loss = _run_tile(recurrence, whole, states, tile, losses, history)
+            tally.add(loss, scale)
+            at += len(tile)
+            together = max(1, int(TILE_BYTES // max(1, count.total // max(1, min(len(group), max(1, 256 // rows))))))
+
+
+def _alike(spans: Sequence[Reach], states: dict[int, Any]) -> list[list[Reach]]:
+    """Spans that can be rows of one batch: those that begin with the model's own initial state are apart."""
+    fresh = [span for span in spans if states[span.start] is None]
+    going = [span for span in spans if states[span.start] is not None]
+    return [group for group in (fresh, going) if group]
+
+
+def _run_tile(
+    recurrence: Recurrence, whole: Piece, states: dict[int, Any], tile: Sequence[Reach], losses: Losses, history: int
+) -> Tensor | None:
+    start, first, last = (torch.tensor([getattr(span, name) for span in tile]) for name in ("start", "first", "last"))
+    index = torch.minimum(
+        start + torch.arange(int((last - start).max()) + 1).unsqueeze(1), last
+    )  # (k, W); past its end a window repeats its last step
+
+    def lay(x: Tensor) -> Tensor:
+        return x[index.to(x.device)].flatten(1, 2)
+
+    inputs = tree_map(lay, whole.inputs)
+    edges = Edges(_reset_gates(lay(whole.reset)), lay(whole.reset), lay(whole.valid)).to(_device(whole))
+    begin = [states[span.start] for span in tile]
+    state = None if begin[0] is None else recurrence.dims.join(begin) if len(begin) > 1 else begin[0]
+    outputs, _ = recurrence.run(inputs, state, edges)
+
+    windows, rows = len(tile), whole.valid.shape[1]
+    offset = torch.arange(int((last - first).max()) + 1).unsqueeze(1)
+    inside = offset <= last - first  # (n, W)
+    at_output = torch.minimum(first - start + offset, last - start)
+    at_target = torch.minimum(first + offset, last) - history
+    column = torch.arange(windows)
+
+    def pick_output(x: Tensor) -> Tensor:
+        return x.unflatten(1, (windows, rows))[at_output.to(x.device), column.to(x.device)].flatten(1, 2)
+
+    def pick(x: Tensor) -> Tensor:
+        return x[at_target.to(x.device)].flatten(1, 2)
+
+    used = pick(losses.used) & inside.repeat_interleave(rows, 1).to(losses.used.device)
+    return Losses(losses.loss_fn, tree_map(pick, losses.targets), pick(losses.weights), used).sum(
+        tree_map(pick_output, outputs)
+    )
+
+
+def _reset_gates(reset: Tensor) -> Tensor | None:
+    return torch.where(reset, 0.0, 1.0).to(torch.float64) if bool(reset.any()) else None
+
+
+def _device(piece: Piece) -> torch.device:
+    return next((leaf.device for leaf in leaves(piece.inputs)), torch.device("cpu"))

@@ -1,0 +1,195 @@
+"""The steps of one call: what the user gave, checked, and laid out as the modes want it.
+
+Every message says what is wrong, where, and what to do. Padding is filled with values that a valid step has, so that
+whatever it held (NaN, a token out of range) reaches neither the model nor a gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .carry import Carry, Piece
+from .modes.losses import Losses
+from .recurrence.states import leaves, tree_map
+from .truncation import Place
+
+__all__ = ["Stretch", "explain_not_finite", "lay_losses", "lay_stretch"]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One call's steps: the ``piece`` to run, its gates still 1, and the ``carry`` of the stream it goes on with."""
+
+    carry: Carry
+    piece: Piece
+
+    @property
+    def place(self) -> Place:
+        """Where a truncation is asked for its plan."""
+        stream = self.carry.stream
+        return Place(stream.position, self.piece.steps, stream.rows, stream.seed, stream.since, self.piece.reset)
+
+
+def lay_stretch(
+    inputs: Any, carry: Carry | None, reset: Tensor | None, lengths: Tensor | None, seed: int | None
+) -> Stretch:
+    """Check a call's inputs, resets and lengths against its carry.
+
+    Raises:
+        TypeError, ValueError: in one line each.
+    """
+    steps, rows = _shape(inputs)
+    if carry is None:
+        carry = Carry.start(rows, seed=seed)
+    elif not isinstance(carry, Carry):
+        raise TypeError(
+            f"carry must be what an earlier call returned, or None, not {type(carry).__name__}; "
+            "a bare hidden state begins a stream as cg.Carry.start(batch, state=...)"
+        )
+    elif seed is not None:
+        raise ValueError("seed is for a new carry; this one has its own, so leave seed out")
+    stream = carry.stream
+    if stream.rows.numel() != rows:
+        raise ValueError(
+            f"the carry has {stream.rows.numel()} rows, but inputs {tuple(leaves(inputs)[0].shape)} have {rows} "
+            "in dimension 1; a stream keeps its rows (rows that ended have length 0)"
+        )
+    valid = _valid(lengths, steps, rows)
+    fresh = stream.state is None
+    starts = _resets(reset, valid)
+    # From state=None every row starts anyway; later, rows that have had no valid step yet start with their first.
+    starts[0] = False if fresh else starts[0] | (valid[0] & ~stream.begun)
+    gates = torch.ones(steps, rows, dtype=torch.float64)
+    piece = Piece(_fill_padding(inputs, valid), gates, starts, valid, [])
+    return Stretch(carry, piece)
+
+
+def lay_losses(loss_fn: Any, targets: Any, weights: Tensor | None, valid: Tensor) -> Losses:
+    """Check a call's targets and weights, and lay out its losses.
+
+    Raises:
+        TypeError, ValueError: in one line each.
+    """
+    shape = tuple(valid.shape)
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (T, B), not {type(loss_fn).__name__}")
+    for leaf in leaves(targets):
+        if tuple(leaf.shape[:2]) != shape:
+            raise ValueError(
+                f"targets have shape {tuple(leaf.shape)}, expected as of inputs (T, B, ...) = "
+                f"({shape[0]}, {shape[1]}, ...)"
+            )
+    if weights is None:
+        return Losses(loss_fn, targets, torch.ones(shape), valid)
+    if not isinstance(weights, Tensor) or tuple(weights.shape) != shape:
+        raise ValueError(f"weights must be a tensor of shape (T, B) = {shape}, not {_describe(weights)}")
+    weights = weights.detach().cpu()
+    weights = weights if weights.is_floating_point() else weights.float()
+    if not bool(((weights >= 0) & (weights < torch.inf)).all()):
+        t, b = _first(~((weights >= 0) & (weights < torch.inf)))
+        raise ValueError(
+            f"weights must be finite and not negative; that of step {t}, row {b} is {float(weights[t, b])}"
+        )
+    return Losses(loss_fn, targets, weights, valid & (weights > 0))
+
+
+def explain_not_finite(piece: Piece, losses: Losses) -> None:
+    """Say where the data itself holds NaN or infinity; silent where it does not.
+
+    Raises:
+        ValueError: with the step and row of the first one.
+    """
+    for name, tree, counts in (("inputs", piece.inputs, piece.valid), ("targets", losses.targets, losses.used)):
+        for leaf in leaves(tree):
+            if not (leaf.is_floating_point() or leaf.is_complex()):
+                continue
+            bad = (
+                ~torch.isfinite(leaf.detach()).flatten(2).all(2).cpu()
+                if leaf.dim() > 2
+                else ~torch.isfinite(leaf).cpu()
+            )
+            bad = bad & counts
+            if bool(bad.any()):
+                t, b = _first(bad)
+                raise ValueError(
+                    f"{name} hold NaN or infinity at step {t} of this call, row {b}; clean the data, "
+                    "or leave such entries out with lengths or weights"
+                )
+
+
+def _shape(inputs: Any) -> tuple[int, int]:
+    flat = leaves(inputs)
+    if not flat:
+        raise TypeError(f"inputs must be a tensor (T, B, ...) or a nesting of them, not {type(inputs).__name__}")
+    for leaf in flat:
+        if leaf.dim() < 2 or leaf.shape[:2] != flat[0].shape[:2]:
+            raise ValueError(
+                f"inputs have shape {tuple(leaf.shape)}, expected (T, B, ...): time first, then rows"
+                + ("" if leaf is flat[0] else f", as the first of them has, {tuple(flat[0].shape)}")
+            )
+    steps, rows = flat[0].shape[:2]
+    if steps < 1 or rows < 1:
+        raise ValueError(f"inputs have shape {tuple(flat[0].shape)}: there must be at least one step and one row")
+    return steps, rows
+
+
+def _valid(lengths: Tensor | None, steps: int, rows: int) -> Tensor:
+    if lengths is None:
+        return torch.ones(steps, rows, dtype=torch.bool)
+    lengths = torch.as_tensor(lengths).cpu()
+    if tuple(lengths.shape) != (rows,) or lengths.dtype.is_floating_point or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths must be whole numbers of shape (B,) = ({rows},), not {_describe(lengths)}")
+    if bool(((lengths < 0) | (lengths > steps)).any()):
+        row = int(((lengths < 0) | (lengths > steps)).nonzero()[0])
+        raise ValueError(
+            f"lengths says {int(lengths[row])} for row {row}, but the inputs have {steps} steps "
+            f"(0..{steps} is possible)"
+        )
+    return torch.arange(steps).unsqueeze(1) < lengths
+
+
+def _resets(reset: Tensor | None, valid: Tensor) -> Tensor:
+    if reset is None:
+        return torch.zeros_like(valid)
+    if not isinstance(reset, Tensor) or reset.dtype != torch.bool or reset.shape != valid.shape:
+        raise ValueError(
+            f"reset must be a bool tensor of shape (T, B) = {tuple(valid.shape)}, True where a row starts anew, "
+            f"not {_describe(reset)}"
+        )
+    reset = reset.detach().cpu()
+    if bool((reset & ~valid).any()):
+        t, b = _first(reset & ~valid)
+        raise ValueError(
+            f"reset marks step {t} of row {b}, which lies beyond that row's length; mark the first step that is taken"
+        )
+    return reset.clone()
+
+
+def _fill_padding(inputs: Any, valid: Tensor) -> Any:
+    if bool(valid.all()):
+        return inputs
+    found = valid.nonzero()
+
+    def fill(x: Tensor) -> Tensor:
+        mask = valid.to(x.device).reshape(*valid.shape, *[1] * (x.dim() - 2))
+        good = x[tuple(found[0])] if len(found) else torch.zeros_like(x[0, 0])
+        return torch.where(mask, x, good.detach())
+
+    return tree_map(fill, inputs)
+
+
+def _first(mask: Tensor) -> tuple[int, int]:
+    t, b = mask.nonzero()[0].tolist()
+    return t, b
+
+
+def _describe(value: Any) -> str:
+    return (
+        f"{value.dtype} {tuple(value.shape)}".replace("torch.", "")
+        if isinstance(value, Tensor)
+        else type(value).__name__
+    )

@@ -1,0 +1,120 @@
+"""What goes with what: the one table of truncation x mode x model, and its refusals.
+
+The door (``gradient``) asks it before anything runs; the documentation's table and the contract tests are made from it.
+
+Models come in three kinds (see ``recurrence.adapters``): *layers* (the state is that of recurrent layers and nothing
+else, however deep they sit), *opaque* (any other model of the contract) and *whole* (it hides its steps:
+bidirectional layers, attention over time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from .modes import Mode
+from .truncation import Truncation
+
+__all__ = ["KINDS", "ROWS", "Support", "every", "find", "refuse", "row_of", "table"]
+
+Door = Literal["value_and_grad", "unroll"]
+KINDS = ("layers", "opaque", "whole")
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a combination works: ``how`` it is computed, or ``why`` it is refused and what to take instead
+    (``remedy``).
+    """
+
+    how: str = ""
+    why: str = ""
+    remedy: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.why
+
+
+# One row for each truncation; a window is gates or spans by its two numbers.
+ROWS = ("full", "chunks", "window k2 <= k1", "window k2 > k1", "random", "adaptive")
+
+_SPANS = ("window k2 > k1", "adaptive")
+_HOW = {
+    ("layers", "full"): "one pass",
+    ("layers", "gates"): "one pass, the gates inside the layers; stretches between common cuts side by side",
+    ("layers", "spans"): "one forward pass, then windows as rows of a batch",
+    ("opaque", "full"): "one pass",
+    ("opaque", "gates"): "piece by piece between the steps where a gate is not 1",
+    ("opaque", "spans"): "one forward pass, then windows as rows of a batch",
+    ("whole", "full"): "one call, no history",
+}
+_WHOLE = Support(
+    why="the model hides its steps",
+    remedy="use cg.Full() on whole sequences in one call, or a model whose steps can be told apart",
+)
+_NO_WINDOWS = Support(
+    why="a window's losses reach back over steps that other losses do not, so no one graph of the outputs holds it",
+    remedy="use cg.value_and_grad, or gates: cg.Chunks, cg.RandomTruncation, cg.Window with k2 <= k1",
+)
+
+
+def row_of(truncation: Truncation) -> str:
+    """The row of the table that ``truncation`` belongs to.
+
+    >>> import chronograd as cg
+    >>> row_of(cg.Window(1, 5))
+    'window k2 > k1'
+    """
+    if truncation.name == "window":
+        return "window k2 > k1" if truncation.primitive == "spans" else "window k2 <= k1"
+    return truncation.name
+
+
+def find(row: str, mode: str, kind: str, door: Door = "value_and_grad") -> Support:
+    """The entry for a truncation's row, a mode's name and a kind of model.
+
+    >>> bool(find("chunks", "reverse", "whole"))
+    False
+    """
+    if row not in ROWS or mode != "reverse" or kind not in KINDS:
+        return Support(
+            why=f"{row} x {mode} x {kind} is not known", remedy=f"use one of {', '.join(ROWS)} with mode reverse"
+        )
+    if kind == "whole" and row != "full":
+        return _WHOLE
+    if door == "unroll" and row in _SPANS:
+        return _NO_WINDOWS
+    return Support(_HOW[kind, "full" if row == "full" else "spans" if row in _SPANS else "gates"])
+
+
+def every(door: Door = "value_and_grad") -> Iterator[tuple[str, str, str, Support]]:
+    """All entries: (row, mode, kind, support)."""
+    for row in ROWS:
+        for kind in KINDS:
+            yield row, "reverse", kind, find(row, "reverse", kind, door)
+
+
+def refuse(truncation: Truncation, mode: Mode, kind: str, hides: str | None, door: Door) -> None:
+    """Raise where a combination has no meaning.
+
+    Raises:
+        ValueError: in one line: what, why, and what to do instead.
+    """
+    support = find(row_of(truncation), mode.name, kind, door)
+    if not support:
+        reason = f"{support.why} ({hides})" if hides else support.why
+        raise ValueError(f"{door} with truncation {truncation} and mode {mode}: {reason}; {support.remedy}")
+
+
+def table(door: Door = "value_and_grad") -> str:
+    """The table as Markdown: one row for each truncation, one column for each kind of model.
+
+    >>> print(table("unroll").splitlines()[0])
+    | truncation | layers | opaque | whole |
+    """
+    lines = [f"| truncation | {' | '.join(KINDS)} |", "|---|" + "---|" * len(KINDS)]
+    for row in ROWS:
+        cells = [find(row, "reverse", kind, door) for kind in KINDS]
+        lines.append(f"| {row} | {' | '.join(cell.how if cell else 'refused: ' + cell.why for cell in cells)} |")
+    return "\n".join(lines)

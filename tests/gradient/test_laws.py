@@ -1,0 +1,343 @@
+"""The laws of the contract: streams, resets, weights, changed parameters, the carry, the detach loop, refusals."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import chronograd as cg
+from chronograd.support import KINDS, ROWS, every, find, table
+from oracle import Deep, Opaque, assert_close, assert_same_grads, squared
+
+TRUNCATIONS = [
+    cg.Full(),
+    cg.Chunks(3),
+    cg.Window(2, 5),
+    cg.Window(5, 2),
+    cg.RandomTruncation(2.5),
+    cg.RandomTruncation(2.5, tail="polynomial"),
+    cg.AdaptiveTruncation(0.3, window=6),
+]
+MODELS = {
+    "layers": lambda: Deep(cg.LSTM(3, 3), nn.GRU(3, 3)),
+    "opaque": Opaque,
+    "whole": lambda: Whole(),
+}
+
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(2, 3, bidirectional=True)
+        self.readout = nn.Linear(6, 2)
+
+    def forward(self, x, state=None):
+        h, state = self.rnn(x, state)
+        return self.readout(h), state
+
+
+def data(steps=13, rows=2, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(steps, rows, 2, dtype=torch.float64), torch.randn(steps, rows, 2, dtype=torch.float64)
+
+
+def in_calls(model, x, y, bounds, truncation, **options):
+    carry, total, carries = cg.Carry.start(x.shape[1], seed=5), None, []
+    for begin, end in zip([0, *bounds], [*bounds, len(x)]):
+        part = {name: value[begin:end] for name, value in options.items()}
+        gradient, carry = cg.value_and_grad(
+            model, squared, x[begin:end], y[begin:end], carry, truncation=truncation, **part
+        )
+        total = gradient if total is None else total + gradient
+        carries.append(carry)
+    return total, carries
+
+
+@pytest.mark.filterwarnings("ignore:value_and_grad with Full")
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
+@pytest.mark.parametrize("name", ["layers", "opaque"])
+@pytest.mark.parametrize("bounds", [[1, 2, 3], [6], [7], [5, 12]], ids=str)
+def test_a_stream_of_calls_equals_one_call(name, truncation, bounds):
+    x, y = data()
+    model = MODELS[name]().double()
+    reset = torch.zeros(13, 2, dtype=torch.bool)
+    reset[4, 0] = reset[9, 1] = True
+    weights = torch.rand(13, 2, dtype=torch.float64)
+    whole, (last,) = in_calls(model, x, y, [], truncation, reset=reset, weights=weights)
+    parts, carries = in_calls(model, x, y, bounds, truncation, reset=reset, weights=weights)
+    assert_close(parts.loss, whole.loss)
+    assert_same_grads(parts.grads, whole.grads)
+    ours, theirs = carries[-1], last
+    assert ours.stream.position == theirs.stream.position == 13
+    assert torch.equal(ours.stream.since, theirs.stream.since)
+    assert ours.truncation == pytest.approx(theirs.truncation)
+    for a, b in zip(torch.utils._pytree.tree_leaves(ours.state), torch.utils._pytree.tree_leaves(theirs.state)):
+        assert_close(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:value_and_grad with Full")
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
+def test_a_carry_can_be_written_and_read_back_anywhere(truncation):
+    x, y = data()
+    model = MODELS["layers"]().double()
+    _, carries = in_calls(model, x[:8], y[:8], [3], truncation)
+    file = io.BytesIO()
+    torch.save(carries[-1].state_dict(), file)
+    file.seek(0)
+    again = cg.Carry.from_state_dict(torch.load(file, weights_only=True))
+    one, _ = cg.value_and_grad(model, squared, x[8:], y[8:], carries[-1], truncation=truncation)
+    two, _ = cg.value_and_grad(model, squared, x[8:], y[8:], again, truncation=truncation)
+    assert torch.equal(one.loss, two.loss)
+    assert all(torch.equal(one.grads[name], two.grads[name]) for name in one.grads)
+
+
+@pytest.mark.parametrize("build", [lambda: nn.GRU(2, 5), lambda: cg.GRU(2, 5)], ids=["torch", "own"])
+def test_chunks_with_an_optimizer_between_aligned_calls_is_the_detach_loop(build):
+    torch.manual_seed(0)
+    k, x, y = 4, torch.randn(24, 3, 2, dtype=torch.float64), torch.randn(24, 3, 5, dtype=torch.float64)
+    ours, theirs = build().double(), nn.GRU(2, 5).double()
+    theirs.load_state_dict(ours.state_dict())
+    our_optimizer, their_optimizer = (torch.optim.Adam(m.parameters(), 0.05) for m in (ours, theirs))
+    carry, state = None, None
+    for begin in range(0, 24, k):
+        chunk = slice(begin, begin + k)
+        gradient, carry = cg.value_and_grad(ours, squared, x[chunk], y[chunk], carry, truncation=cg.Chunks(k))
+        assert carry.open_steps == 0  # aligned calls run nothing again
+        gradient.assign(ours)
+        our_optimizer.step()
+
+        their_optimizer.zero_grad()
+        outputs, state = theirs(x[chunk], state)
+        squared(outputs, y[chunk]).mean().backward()
+        their_optimizer.step()
+        state = state.detach()
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        assert_close(a.detach(), b.detach())
+    assert_close(carry.state, state)
+
+
+def test_chunks_on_our_gru_gives_the_detach_loop_of_torchs_gru_in_float32():
+    torch.manual_seed(0)
+    ours, theirs = cg.GRU(8, 32, num_layers=2), nn.GRU(8, 32, num_layers=2)
+    theirs.load_state_dict(ours.state_dict())
+    x, y = torch.randn(70, 16, 8), torch.randn(70, 16, 32)
+    gradient, _ = cg.value_and_grad(ours, squared, x, y, truncation=cg.Chunks(35))
+    state = None
+    for chunk in (slice(0, 35), slice(35, 70)):
+        outputs, state = theirs(x[chunk], state)
+        (squared(outputs, y[chunk]).sum() / (70 * 16)).backward()
+        state = state.detach()
+    for name, parameter in theirs.named_parameters():
+        assert_close(gradient.grads[name], parameter.grad, 1e-5)
+
+
+@pytest.mark.parametrize("truncation", [cg.Chunks(5), cg.Window(1, 4)], ids=str)
+def test_what_is_open_runs_again_under_the_parameters_as_they_are_now(truncation):
+    x, y = data(10)
+    model = MODELS["layers"]().double()
+    _, carry = cg.value_and_grad(model, squared, x[:3], y[:3], truncation=truncation)
+    assert carry.open_steps == 3
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    gradient, carry = cg.value_and_grad(model, squared, x[3:5], y[3:5], carry, truncation=truncation)
+    weights = torch.ones(5, 2)
+    weights[:3] = 0
+    expected, fresh = cg.value_and_grad(model, squared, x[:5], y[:5], truncation=truncation, weights=weights)
+    assert_close(gradient.loss, expected.loss)
+    assert_same_grads(gradient.grads, expected.grads)
+    for a, b in zip(torch.utils._pytree.tree_leaves(carry.state), torch.utils._pytree.tree_leaves(fresh.state)):
+        assert_close(a, b)
+
+
+def test_dropout_is_replayed_in_the_open_segment():
+    torch.manual_seed(0)
+    x, y = data(6)
+    model = Deep(cg.GRU(3, 3, num_layers=2, dropout=0.5), nn.GRU(3, 3)).double()
+    torch.manual_seed(1)
+    _, carry = cg.value_and_grad(model, squared, x[:4], y[:4], truncation=cg.Chunks(10), seed=0)
+    gradient, after = cg.value_and_grad(model, squared, x[4:], y[4:], carry, truncation=cg.Chunks(10))
+    torch.manual_seed(1)
+    outputs, state = model(x[:4], None)
+    outputs, state = model(x[4:], state)
+    squared(outputs, y[4:]).mean().backward()
+    assert_same_grads(gradient.grads, {name: p.grad for name, p in model.named_parameters()})
+    assert_close(after.state[0], state[0].detach())
+
+
+def test_full_over_calls_warns_once_and_names_the_remedies():
+    x, y = data(6)
+    model = MODELS["layers"]().double()
+    _, carry = cg.value_and_grad(model, squared, x[:2], y[:2])
+    with pytest.warns(UserWarning, match=r"2 steps.*carry\.cut\(\).*cg\.Chunks"):
+        _, carry = cg.value_and_grad(model, squared, x[2:4], y[2:4], carry)
+    _, carry = cg.value_and_grad(model, squared, x[4:], y[4:], carry)  # warnings are errors: silence is the test
+    assert carry.cut().open_steps == 0
+
+
+def test_full_forgets_what_lies_before_every_rows_last_reset():
+    x, y = data(10)
+    reset = torch.zeros(10, 2, dtype=torch.bool)
+    reset[4, 0] = reset[7, 1] = True
+    _, carry = cg.value_and_grad(MODELS["layers"]().double(), squared, x, y, reset=reset)
+    assert (carry.segment.start, carry.open_steps) == (4, 6)
+
+
+def test_cutting_the_carry_is_the_tutorials_detach():
+    x, y = data(8)
+    model = MODELS["opaque"]().double()
+    _, carry = cg.value_and_grad(model, squared, x[:4], y[:4])
+    gradient, _ = cg.value_and_grad(model, squared, x[4:], y[4:], carry.cut())
+    _, state = model(x[:4], None)
+    outputs, _ = model(x[4:], torch.utils._pytree.tree_map(torch.Tensor.detach, state))
+    squared(outputs, y[4:]).mean().backward()
+    assert_same_grads(gradient.grads, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
+def test_padding_reaches_nothing_whatever_it_holds(truncation):
+    x, y = data(9)
+    lengths = torch.tensor([9, 4])
+    model = MODELS["opaque"]().double()
+    clean, carry = cg.value_and_grad(model, squared, x, y, truncation=truncation, lengths=lengths, seed=3)
+    x, y = x.clone(), y.clone()
+    x[4:, 1] = y[4:, 1] = torch.nan
+    dirty, after = cg.value_and_grad(model, squared, x, y, truncation=truncation, lengths=lengths, seed=3)
+    assert_close(dirty.loss, clean.loss)
+    assert_same_grads(dirty.grads, clean.grads)
+    assert_close(after.state["h"], carry.state["h"])
+    assert dirty.weight == 13
+
+
+def test_padded_tokens_out_of_range_do_no_harm():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.layer, self.readout = nn.Embedding(5, 3), cg.GRU(3, 4), nn.Linear(4, 5)
+
+        def forward(self, tokens, state=None):
+            h, state = self.layer(self.embed(tokens), state)
+            return self.readout(h), state
+
+    def loss_fn(logits, targets):
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
+    torch.manual_seed(0)
+    tokens = torch.randint(5, (6, 2))
+    tokens[3:, 1] = -100
+    gradient, _ = cg.value_and_grad(Tokens(), loss_fn, tokens, tokens, lengths=[6, 3], truncation=cg.Chunks(2))
+    assert all(torch.isfinite(g).all() for g in gradient.grads.values())
+
+
+def test_weight_zero_throughout_gives_loss_zero_and_zero_gradients():
+    x, y = data(4)
+    model = MODELS["layers"]().double()
+    gradient, _ = cg.value_and_grad(model, squared, x, y, weights=torch.zeros(4, 2))
+    assert gradient.weight == 0 and gradient.loss == 0
+    assert gradient.grads.keys() == dict(model.named_parameters()).keys()
+    assert not any(g.any() for g in gradient.grads.values())
+    other, _ = cg.value_and_grad(model, squared, x, y)
+    assert_same_grads((gradient + other).grads, other.grads)
+
+
+def test_frozen_and_unreached_parameters_are_absent():
+    x, y = data(4)
+    model = MODELS["layers"]().double()
+    model.unused = nn.Parameter(torch.ones(2))
+    model.readout.bias.requires_grad_(False)
+    gradient, _ = cg.value_and_grad(model, squared, x, y)
+    missing = dict(model.named_parameters()).keys() - gradient.grads.keys()
+    assert missing == {"unused", "readout.bias"}
+    model.unused.grad = torch.ones(2)
+    gradient.assign(model)
+    assert model.unused.grad is None
+    gradient.add_to(model)
+    assert_close(model.readout.weight.grad, 2 * gradient.grads["readout.weight"])
+
+
+def test_clipping_the_assigned_gradient_leaves_the_value_alone():
+    x, y = data(4)
+    model = MODELS["layers"]().double()
+    gradient, _ = cg.value_and_grad(model, squared, x, y)
+    before = float(gradient.norm())
+    gradient.assign(model)
+    assert float(nn.utils.clip_grad_norm_(model.parameters(), 1e-3)) == pytest.approx(before)
+    assert float(gradient.norm()) == before
+
+
+@pytest.mark.parametrize("truncation", [t for t in TRUNCATIONS if t.primitive == "gates"], ids=str)
+@pytest.mark.filterwarnings("ignore:.*with Full")
+def test_unroll_carries_the_gates_in_its_graph(truncation):
+    x, y = data(12)
+    for name in ("layers", "opaque"):
+        model = MODELS[name]().double()
+        carry = other = cg.Carry.start(2, seed=1)
+        for part in (slice(0, 5), slice(5, 12)):
+            outputs, carry = cg.unroll(model, x[part], carry, truncation=truncation)
+            model.zero_grad()
+            squared(outputs, y[part]).mean().backward()
+            gradient, other = cg.value_and_grad(model, squared, x[part], y[part], other, truncation=truncation)
+            assert_same_grads(gradient.grads, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+            assert carry.open_steps == other.open_steps
+
+
+def test_draws_follow_global_rows_not_the_batch_they_come_in():
+    x, y = data(20, 4)
+    model = MODELS["layers"]().double()
+    truncation = cg.RandomTruncation(3)
+    whole, _ = cg.value_and_grad(model, squared, x, y, cg.Carry.start(4, seed=9), truncation=truncation)
+    halves = [
+        cg.value_and_grad(
+            model, squared, x[:, rows], y[:, rows], cg.Carry.start(2, seed=9, rows=rows), truncation=truncation
+        )[0]
+        for rows in ([0, 2], [3, 1])
+    ]
+    assert_same_grads((halves[0] + halves[1]).grads, whole.grads)
+
+
+# The support matrix
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
+@pytest.mark.parametrize("door", ["value_and_grad", "unroll"])
+def test_the_matrix_says_what_happens(door, truncation, kind):
+    from chronograd.support import row_of
+
+    x, y = data(8)
+    model = MODELS[kind]().double()
+    support = find(row_of(truncation), "reverse", kind, door)
+
+    def call():
+        if door == "unroll":
+            return cg.unroll(model, x, truncation=truncation)
+        return cg.value_and_grad(model, squared, x, y, truncation=truncation)
+
+    if support:
+        result, carry = call()
+        assert carry.stream.position == 8
+    else:
+        with pytest.raises(ValueError, match="use ") as caught:
+            call()
+        assert "\n" not in str(caught.value) and str(truncation) in str(caught.value)
+
+
+def test_the_matrix_is_whole():
+    assert {(row, kind) for row, _, kind, _ in every()} == {(row, kind) for row in ROWS for kind in KINDS}
+    assert table().count("\n") == len(ROWS) + 1
+    assert any(not support for *_, support in every())
+
+
+def test_a_model_that_hides_its_steps_takes_one_whole_call_only():
+    x, y = data(5)
+    model = Whole().double()
+    gradient, carry = cg.value_and_grad(model, squared, x, y)
+    squared(model(x)[0], y).mean().backward()
+    assert_same_grads(gradient.grads, {n: p.grad for n, p in model.named_parameters()})
+    with pytest.raises(ValueError, match="bidirectional.*one call"):
+        cg.value_and_grad(model, squared, x, y, carry)
+    with pytest.raises(ValueError, match="bidirectional"):
+        cg.value_and_grad(model, squared, x, y, lengths=[5, 3])
