@@ -1,5 +1,6 @@
 """The loop against the tutorials' loop, written by hand over torch.nn in float64; and what it says of NaN."""
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from chronograd import Chunks, RandomTruncation
 from chronograd.data.streams import ChunkStream
 from chronograd.training.loop import training_steps
-from chronograd.training.losses import cross_entropy
+from chronograd.training.losses import cross_entropy, squared_error
 from chronograd.training.model import CharModel
 
 
@@ -155,6 +156,30 @@ def test_nan_is_reported_with_its_step_and_time_step_before_any_update():
         next(steps)
     assert "stream position 13, row 1)" in str(no.value) and "\n" not in str(no.value)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+class Tiring(nn.Module):
+    """Counts its steps in the state, and gives NaN from the eighth on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs, state=None):
+        count = inputs.new_zeros(inputs.shape[1]) if state is None else state
+        counts = count + torch.arange(1, len(inputs) + 1).unsqueeze(1)
+        return self.weight * torch.where(counts > 7, torch.nan, counts), counts[-1]
+
+
+def test_the_place_of_nan_takes_rows_that_start_anew_into_account():
+    chunk = next(ChunkStream(torch.zeros(21, dtype=torch.int64), 2, 10))
+    inputs, reset = torch.zeros(10, 2), torch.zeros(10, 2, dtype=torch.bool)
+    reset[5, 0] = True  # row 0 counts to 5 twice, row 1 to 10
+    chunk = replace(chunk, inputs=inputs, targets=inputs, reset=reset)
+    model = Tiring()
+    steps = training_steps(model, [chunk], optimizer=torch.optim.SGD(model.parameters(), 0.1), loss_fn=squared_error)
+    with pytest.raises(FloatingPointError, match="first at time step 7 of the chunk, stream position 7, row 1"):
+        next(steps)
 
 
 def test_nan_beyond_a_rows_length_is_no_nan():
