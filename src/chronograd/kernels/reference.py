@@ -3,8 +3,7 @@
 One autograd node for a whole layer. The way back is the section's own::
 
     delta_t = dL/dh_t + xi_{t+1} J_{t+1}^T delta_{t+1}                      (E11 for the linear RNN)
-    dL/dW_hh = sum_t (dL/d product_t) h_{t-1}^T                             (E13), one matrix product over all steps
-    and rows
+    dL/dW_hh = sum_t (dL/d product_t) h_{t-1}^T              (E13), one matrix product over all steps and rows
 
 Where all rows are cut at the same steps the stretches between are rows of one batch (``order``): k sequential steps
 instead of T.

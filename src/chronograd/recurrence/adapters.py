@@ -1,0 +1,227 @@
+"""What the modes see of a model: a recurrence that runs a stretch under gates.
+
+``adapt`` turns any model of the contract into one of three kinds:
+
+- *layers*: its state is made of the states of recurrent layers and nothing else (ours, torch's, torch cells in a loop,
+  ``Recurrent``), however deep they sit. It runs whole, and the gates are applied inside (``gating``). Found out by
+  running two steps of two rows, not by its type.
+- *opaque*: anything else. It runs in pieces between the steps where something happens to an edge (``pieces``).
+- *whole*: it hides steps (bidirectional layers, attention over time) and can only run under Full, one call at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from chronograd.kernels import Edges
+
+from .gating import GatedForward
+from .layout import Layout, read_layout
+from .pieces import run_pieces
+from .quiet import keep_buffers, keep_random, quiet
+from .recurrent import Recurrent
+from .states import RowDims, check_state, find_row_dims, leaves, tree_map
+
+__all__ = ["Recurrence", "adapt", "hidden_steps"]
+
+Tree = Any
+_ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+_CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
+
+
+def hidden_steps(model: nn.Module) -> str | None:
+    """Why the steps of ``model`` cannot be told apart, or None: bidirectional layers and attention look at the whole
+    input.
+
+    >>> hidden_steps(nn.Sequential(nn.GRU(2, 3, bidirectional=True)))
+    '0 is bidirectional'
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase) and module.bidirectional:
+            return f"{name or type(module).__name__} is bidirectional"
+        if isinstance(module, _ATTENTION):
+            return f"{name or type(module).__name__} attends over time"
+    return None
+
+
+class Recurrence:
+    """A model as the modes see it. Made by ``adapt`` for one call; it holds no state of the stream.
+
+    Making one costs nothing: the model is looked at when an edge first has to be gated, or ``kind`` is asked for.
+    """
+
+    def __init__(self, model: nn.Module, call: nn.Module, sample: Tree) -> None:
+        self.model = model
+        self._call = call
+        self._sample = sample
+        self.hides: str | None = hidden_steps(model)
+
+    @property
+    def kind(self) -> Literal["layers", "opaque", "whole"]:
+        """What kind of model this is; see the module's text."""
+        if self.hides:
+            return "whole"
+        return "opaque" if self.layout is None else "layers"
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """Where the state tensors come from, for models made of recurrent layers."""
+        if self.hides:
+            return None
+        few = self._few(2)
+        with quiet(self.model), _looking():
+            return read_layout(self._call, few)
+
+    @property
+    def knows_steps(self) -> bool:
+        """Whether a stretch costs no more as rows of a batch than step by step: cells in ``Recurrent``, loops of
+        torch cells.
+        """
+        return self.layout is not None and bool(self.layout.origins & {"recurrent", "cell"})
+
+    @property
+    def folds(self) -> bool:
+        """Whether the layers' own way back lays stretches side by side."""
+        return self.layout is not None and self.layout.origins <= {"own"}
+
+    @cached_property
+    def dims(self) -> RowDims:
+        """Where the rows of each state tensor lie.
+
+        Raises:
+            ValueError: where that cannot be told.
+            TypeError: where the state holds other things than tensors and numbers.
+        """
+        if self.layout is not None:
+            return self.layout.dims
+        declared = getattr(self.model, "state_row_dim", None)
+        few = tree_map(lambda x: x[:1], self._few(2))
+        rows = leaves(few)[0].shape[1]
+        again = torch.arange(rows + 1).clamp(max=rows - 1)
+        with quiet(self.model), _looking():
+            ours = self._call(few, None)[1]
+            check_state(ours)
+            theirs = None
+            if declared is None:
+                theirs = self._call(tree_map(lambda x: x[:, again.to(x.device)], few), None)[1]
+        return find_row_dims(ours, theirs, rows, rows + 1, declared)
+
+    def _few(self, steps: int) -> Tree:
+        """The first steps and rows of the sample; all rows for a model that declares where its rows lie."""
+        rows = None if getattr(self.model, "state_row_dim", None) is not None else 2
+        return tree_map(lambda x: x[:steps, :rows], self._sample)
+
+    def run(self, inputs: Tree, state: Tree, edges: Edges) -> tuple[Tree, Tree]:
+        """Outputs (T, B, ...) and the final state of a stretch, with the edges' gates in their graph."""
+        outputs, final, _ = self.run_and_visit(inputs, state, edges, ())
+        return outputs, final
+
+    def run_and_visit(
+        self, inputs: Tree, state: Tree, edges: Edges, visits: Sequence[int]
+    ) -> tuple[Tree, Tree, list[Tree]]:
+        """The same, and the states before the steps ``visits`` (ascending, within the stretch)."""
+        if edges.plain and not any(visits):
+            outputs, final = self._call(inputs, state)
+            return outputs, final, [state for _ in visits]
+        if self.layout is not None:
+            random = torch.get_rng_state()
+            seen, outputs, final = self._gated(inputs, state, edges)
+            if self.layout.holds(final, seen, leaves(inputs)[0].shape[0]):
+                return outputs, final, [state if t == 0 else self.layout.before(final, seen, t) for t in visits]
+            # The model ran its layers otherwise than in its first steps: from here on it is an opaque one.
+            self.__dict__["dims"], self.__dict__["layout"] = self.layout.dims, None
+            torch.set_rng_state(random)
+        outputs, final, states, _ = run_pieces(self._call, self._dims, inputs, state, edges, visits)
+        return outputs, final, states
+
+    def run_step(self, inputs: Tree, state: Tree, edges: Edges) -> tuple[Tree, Tree, list[Tensor]]:
+        """One step, T = 1: outputs, state, and the tensors that the outputs are computed from.
+
+        Where the layers are known both outputs and returned state are made of those tensors: one (1, B, H) for each
+        layer and part, in the order of the state's tensors, or (B, H) for a cell. For an opaque model they are the
+        tensors of the state that the model returns, before resets and frozen rows are chosen.
+        """
+        if self.layout is not None:
+            seen, outputs, final = self._gated(inputs, state, edges)
+            if self.layout.holds(final, seen, 1):
+                return outputs, final, self.layout.own(seen)
+        outputs, final, _, returned = run_pieces(self._call, self._dims, inputs, state, edges, ())
+        return outputs, final, leaves(returned)
+
+    def _dims(self) -> RowDims:
+        return self.dims
+
+    def _gated(self, inputs: Tree, state: Tree, edges: Edges) -> tuple[GatedForward, Tree, Tree]:
+        if state is None and edges.gates is not None:
+            # The initial state is not on an edge: it learns, whatever the gate before the first step.
+            gates = edges.gates.index_fill(0, torch.tensor([0], device=edges.gates.device), 1)
+            edges = Edges(gates, edges.reset, edges.valid)
+        fresh = None if edges.reset is None else self._fresh_states(inputs, edges.reset)
+        with GatedForward(edges, fresh) as seen:
+            outputs, final = self._call(inputs, state)
+        return seen, outputs, final
+
+    def _fresh_states(self, inputs: Tree, reset: Tensor) -> list[tuple[Tensor, ...] | None] | None:
+        """The layers' initial states for each reset, as the model makes them from ``state=None`` and that step."""
+        if self.layout is not None and self.layout.origins <= {"recurrent"}:
+            return None
+        time, row = reset.nonzero().unbind(1)
+        starts = tree_map(lambda x: x[time.to(x.device), row.to(x.device)].unsqueeze(0), inputs)
+        with keep_random(), keep_buffers(self.model), GatedForward(Edges()) as seen:
+            self._call(starts, None)
+        return [None if _zero(track.given) else track.given for track in seen.tracks]
+
+
+def _zero(state: tuple[Tensor, ...]) -> bool:
+    return all(not part.requires_grad and not bool(part.any()) for part in state)
+
+
+@contextmanager
+def _looking():
+    """Say why the model ran on so little, where it fails on it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            "chronograd ran the model on its first steps and rows, to see how its state is made; "
+            "a model made for one batch size declares state_row_dim"
+        )
+        raise
+
+
+class _TimeMajor(nn.Module):
+    """A batch_first layer called with (T, B, d)."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        outputs, final = self.layer(inputs.transpose(0, 1), state)
+        return outputs.transpose(0, 1), final
+
+
+def adapt(model: nn.Module, inputs: Tree) -> Recurrence:
+    """The recurrence that ``model`` is, ``inputs`` (T, B, ...) being what it will be called with.
+
+    A bare torch cell becomes ``Recurrent(cell)``; a batch_first layer at the top is transposed.
+
+    >>> x = torch.randn(5, 2, 3)
+    >>> adapt(nn.LSTM(3, 4), x).kind
+    'layers'
+    >>> outputs, state = adapt(nn.GRUCell(3, 4), x).run(x, None, Edges(gates=torch.zeros(5, 2)))
+    >>> outputs.shape, state.shape
+    (torch.Size([5, 2, 4]), torch.Size([2, 4]))
+    """
+    call = model
+    if isinstance(model, _CELLS):
+        call = Recurrent(model)
+    elif isinstance(model, nn.RNNBase) and model.batch_first:
+        call = _TimeMajor(model)
+    return Recurrence(model, call, inputs)

@@ -1,0 +1,53 @@
+"""Running a model to look at it, and leaving everything as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+__all__ = ["keep_buffers", "keep_random", "quiet"]
+
+
+@contextmanager
+def keep_random() -> Iterator[None]:
+    """Give back the random numbers that are drawn inside, on the CPU and on the devices in use."""
+    state = torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        for number, device in enumerate(devices):
+            torch.cuda.set_rng_state(device, number)
+
+
+@contextmanager
+def keep_buffers(model: nn.Module) -> Iterator[None]:
+    """Undo what the model writes into its buffers (running statistics, counters)."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:
+                # What did not change stays untouched, and so fit for a backward pass.
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Without graphs; random numbers and buffers as they were.
+
+    >>> dropout = nn.Dropout()
+    >>> before = torch.get_rng_state()
+    >>> with quiet(dropout):
+    ...     _ = dropout(torch.ones(3))
+    >>> bool((torch.get_rng_state() == before).all())
+    True
+    """
+    with torch.no_grad(), keep_random(), keep_buffers(model):
+        yield
