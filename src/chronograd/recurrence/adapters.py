@@ -58,7 +58,7 @@ class Recurrence:
 
     def __init__(self, model: nn.Module, call: nn.Module, sample: Tree) -> None:
         self.model = model
-        self._call = call
+        self.call = call
         self._sample = sample
         self.hides: str | None = hidden_steps(model)
 
@@ -76,7 +76,7 @@ class Recurrence:
             return None
         few = self._few(2)
         with quiet(self.model), _looking():
-            return read_layout(self._call, few)
+            return read_layout(self.call, few)
 
     @property
     def knows_steps(self) -> bool:
@@ -105,11 +105,11 @@ class Recurrence:
         rows = leaves(few)[0].shape[1]
         again = torch.arange(rows + 1).clamp(max=rows - 1)
         with quiet(self.model), _looking():
-            ours = self._call(few, None)[1]
+            ours = self.call(few, None)[1]
             check_state(ours)
             theirs = None
             if declared is None:
-                theirs = self._call(tree_map(lambda x: x[:, again.to(x.device)], few), None)[1]
+                theirs = self.call(tree_map(lambda x: x[:, again.to(x.device)], few), None)[1]
         return find_row_dims(ours, theirs, rows, rows + 1, declared)
 
     def _few(self, steps: int) -> Tree:
@@ -127,7 +127,7 @@ class Recurrence:
     ) -> tuple[Tree, Tree, list[Tree]]:
         """The same, and the states before the steps ``visits`` (ascending, within the stretch)."""
         if edges.plain and not any(visits):
-            outputs, final = self._call(inputs, state)
+            outputs, final = self.call(inputs, state)
             return outputs, final, [state for _ in visits]
         if self.layout is not None:
             random = torch.get_rng_state()
@@ -137,7 +137,7 @@ class Recurrence:
             # The model ran its layers otherwise than in its first steps: from here on it is an opaque one.
             self.__dict__["dims"], self.__dict__["layout"] = self.layout.dims, None
             torch.set_rng_state(random)
-        outputs, final, states, _ = run_pieces(self._call, self._dims, inputs, state, edges, visits)
+        outputs, final, states, _ = run_pieces(self.call, self._dims, inputs, state, edges, visits)
         return outputs, final, states
 
     def run_step(self, inputs: Tree, state: Tree, edges: Edges) -> tuple[Tree, Tree, list[Tensor]]:
@@ -151,7 +151,7 @@ class Recurrence:
             seen, outputs, final = self._gated(inputs, state, edges)
             if self.layout.holds(final, seen, 1):
                 return outputs, final, self.layout.own(seen)
-        outputs, final, _, returned = run_pieces(self._call, self._dims, inputs, state, edges, ())
+        outputs, final, _, returned = run_pieces(self.call, self._dims, inputs, state, edges, ())
         return outputs, final, leaves(returned)
 
     def _dims(self) -> RowDims:
@@ -164,7 +164,7 @@ class Recurrence:
             edges = Edges(gates, edges.reset, edges.valid)
         fresh = None if edges.reset is None else self._fresh_states(inputs, edges.reset)
         with GatedForward(edges, fresh) as seen:
-            outputs, final = self._call(inputs, state)
+            outputs, final = self.call(inputs, state)
         return seen, outputs, final
 
     def _fresh_states(self, inputs: Tree, reset: Tensor) -> list[tuple[Tensor, ...] | None] | None:
@@ -174,7 +174,7 @@ class Recurrence:
         time, row = reset.nonzero().unbind(1)
         starts = tree_map(lambda x: x[time.to(x.device), row.to(x.device)].unsqueeze(0), inputs)
         with keep_random(), keep_buffers(self.model), GatedForward(Edges()) as seen:
-            self._call(starts, None)
+            self.call(starts, None)
         return [None if _zero(track.given) else track.given for track in seen.tracks]
 
 
