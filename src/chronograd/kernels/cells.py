@@ -32,6 +32,10 @@ class Cell(Protocol):
     of their own.
     """
 
+    def ready(self, weight: Tensor) -> Tensor:
+        """The weight as ``forward`` takes it, made once for all steps."""
+        ...
+
     def views(self, drive: Tensor, kept: Tensor) -> State:
         """Views of (T, B, G) and (T, B, kept H), which the loop takes apart in time and hands to ``forward``."""
         ...
@@ -67,6 +71,9 @@ class _Dense:
     kept: ClassVar[int] = 0
     inner_bias: ClassVar[bool] = False
 
+    def ready(self, weight: Tensor) -> Tensor:
+        return weight.mT.contiguous()
+
     def views(self, drive: Tensor, kept: Tensor) -> State:
         return (drive,)
 
@@ -81,7 +88,7 @@ class Tanh(_Dense):
     """h' = tanh(drive + W h)."""
 
     def forward(self, views: State, state: State, weight: Tensor, bias: Tensor | None, new: State) -> None:
-        torch.addmm(views[0], state[0], weight.mT, out=new[0]).tanh_()
+        torch.addmm(views[0], state[0], weight, out=new[0]).tanh_()
 
     def factors(self, kept: Tensor, before: State, after: State) -> State:
         return (1 - after[0] * after[0],)
@@ -95,7 +102,7 @@ class Relu(Tanh):
     """h' = max(0, drive + W h)."""
 
     def forward(self, views: State, state: State, weight: Tensor, bias: Tensor | None, new: State) -> None:
-        torch.addmm(views[0], state[0], weight.mT, out=new[0]).relu_()
+        torch.addmm(views[0], state[0], weight, out=new[0]).relu_()
 
     def factors(self, kept: Tensor, before: State, after: State) -> State:
         return ((after[0] > 0).to(after[0].dtype),)
@@ -105,7 +112,7 @@ class Linear(_Dense):
     """h' = drive + W h."""
 
     def forward(self, views: State, state: State, weight: Tensor, bias: Tensor | None, new: State) -> None:
-        torch.addmm(views[0], state[0], weight.mT, out=new[0])
+        torch.addmm(views[0], state[0], weight, out=new[0])
 
     def factors(self, kept: Tensor, before: State, after: State) -> State:
         return ()
@@ -119,6 +126,9 @@ class Diagonal(Linear):
     """h' = drive + lambda * h, element by element; lambda real or complex (torch's convention: conjugates on the way
     back).
     """
+
+    def ready(self, weight: Tensor) -> Tensor:
+        return weight
 
     def forward(self, views: State, state: State, weight: Tensor, bias: Tensor | None, new: State) -> None:
         torch.addcmul(views[0], weight, state[0], out=new[0])
@@ -157,9 +167,9 @@ class Gru(_Dense):
     def forward(self, views: State, state: State, weight: Tensor, bias: Tensor | None, new: State) -> None:
         drive_rz, drive_n, product, rz, r, z, inner, n = views
         if bias is None:
-            torch.mm(state[0], weight.mT, out=product)
+            torch.mm(state[0], weight, out=product)
         else:
-            torch.addmm(bias, state[0], weight.mT, out=product)
+            torch.addmm(bias, state[0], weight, out=product)
         rz.add_(drive_rz).sigmoid_()
         torch.addcmul(drive_n, r, inner, out=n).tanh_()
         torch.lerp(n, state[0], z, out=new[0])
@@ -195,7 +205,7 @@ class Lstm(_Dense):
 
     def forward(self, views: State, state: State, weight: Tensor, bias: Tensor | None, new: State) -> None:
         drive, gates, i_and_f, i, f, g, o = views
-        torch.addmm(drive, state[0], weight.mT, out=gates)
+        torch.addmm(drive, state[0], weight, out=gates)
         i_and_f.sigmoid_()
         g.tanh_()
         o.sigmoid_()

@@ -9,8 +9,7 @@ Where all rows are cut at the same steps the stretches between are rows of one b
 instead of T.
 
 This file is the reference that faster kernels are tested against. Cost: T small products forward, T (or k) backward,
-then one large one for the weights. Known gaps: it cannot be differentiated
-twice (a clear error says so).
+then one large one for the weights. Known gaps: it cannot be differentiated twice (a clear error says so).
 """
 
 from __future__ import annotations
@@ -92,11 +91,11 @@ class _Layer(torch.autograd.Function):
         resets, frozen = edges.reset_steps(), edges.frozen_steps()
         numbers = edges.fresh_rows() if fresh else None
         views = zip(*(part.unbind(0) for part in cell.views(drive, kept.expand(steps, -1, -1))))
-        state = initial
+        state, ready = initial, cell.ready(weight)
         for t, (view, new) in enumerate(zip(views, zip(*(part.unbind(0) for part in path)))):
             if edges.reset is not None and resets[t]:
                 state = _start_anew(state, edges.reset[t], fresh, None if numbers is None else numbers[t])
-            cell.forward(view, state, weight, bias, new)
+            cell.forward(view, state, ready, bias, new)
             if edges.valid is not None and frozen[t]:
                 still = ~edges.valid[t].unsqueeze(-1)
                 for after, was in zip(new, state):

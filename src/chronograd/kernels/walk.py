@@ -23,7 +23,7 @@ State = tuple[Tensor, ...]
 Flow = tuple[Tensor | None, ...]
 
 # What is computed at once stays in the cache, and is small beside the stored states.
-TILE_BYTES = 8 * 2**20
+TILE_BYTES = 16 * 2**20
 
 
 class Cotangents(NamedTuple):
