@@ -400,6 +400,61 @@ def test_a_layer_used_only_sometimes():
     assert_gradients((outputs, final), expected, list(late.a.parameters()), ~no)
 
 
+def test_a_model_found_to_be_opaque_in_its_run_draws_the_same_numbers():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.GRU(3, 4)
+
+        def forward(self, x, h=None):
+            x = nn.functional.dropout(x, 0.5, self.training)
+            halves = [x] if len(x) < 3 else [x[:2], x[2:]]
+            path = []
+            for half in halves:
+                out, h = self.layer(half, h)
+                path.append(out)
+            return torch.cat(path), h
+
+    model, x = Late(), torch.randn(6, 2, 3)
+    gates = torch.ones(6, 2, dtype=torch.float64)
+    gates[5, 0] = 0.5
+    torch.manual_seed(0)
+    first, h = model(x[:5])
+    last, _ = model(x[5:], h)
+    expected = torch.cat([first, last])
+    torch.manual_seed(0)
+    recurrence = adapt(model, x)
+    outputs, _ = recurrence.run(x, None, Edges(gates))
+    assert recurrence.kind == "opaque"
+    torch.testing.assert_close(outputs, expected)
+
+
+def test_one_cell_for_two_streams():
+    """The same weights, two states: told apart by the states that come back."""
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.GRUCell(3, 4)
+
+        def forward(self, x, state=None):
+            a, b = (None, None) if state is None else state
+            path = []
+            for x_t in x:
+                a, b = self.cell(x_t, a), self.cell(-x_t, b)
+                path.append(a * b)
+            return torch.stack(path), (a, b)
+
+    torch.manual_seed(0)
+    model, x = Shared().double(), torch.randn(5, 7, 3, dtype=torch.float64)
+    gates, reset = torch.rand(5, 7, dtype=torch.float64), torch.rand(5, 7) < 0.3
+    recurrence = adapt(model, x)
+    assert recurrence.kind == "layers"
+    found = recurrence.run(x, None, Edges(gates, reset))
+    expected = loop(model, x, None, gates, reset, torch.ones_like(reset))[:2]
+    assert_gradients(found, expected, list(model.parameters()), torch.ones_like(reset))
+
+
 def test_a_side_layer_whose_state_is_not_carried_is_opaque():
     class Side(nn.Module):
         def __init__(self):
