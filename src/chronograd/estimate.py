@@ -87,7 +87,7 @@ class Gradient:
         extras = move(self.inputs), move(self.past_inputs), move(self.state)
         return Gradient(self.loss.to(device), move(self.grads), self.weight, *extras)
 
-    def _match(self, model: nn.Module) -> dict[str, Tensor]:
+    def _match(self, model: nn.Module) -> dict[str, nn.Parameter]:
         parameters = dict(model.named_parameters())
         for name, grad in self.grads.items():
             if name not in parameters or parameters[name].shape != grad.shape:

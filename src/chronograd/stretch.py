@@ -6,6 +6,7 @@ whatever it held (NaN, a token out of range) reaches neither the model nor a gra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ def lay_stretch(
     return Stretch(carry, piece)
 
 
-def lay_losses(loss_fn: Any, targets: Any, weights: Tensor | None, valid: Tensor) -> Losses:
+def lay_losses(loss_fn: Callable[[Any, Any], Tensor], targets: Any, weights: Tensor | None, valid: Tensor) -> Losses:
     """Check a call's targets and weights, and lay out its losses.
 
     Raises:

@@ -27,6 +27,7 @@ from .tally import Tally, saved_bytes
 __all__ = ["GROUP_BYTES", "gated_gradient", "gated_unroll"]
 
 GROUP_BYTES = 128 * 2**20
+ROWS, STEPS = 512, 128
 
 
 def gated_gradient(
@@ -55,7 +56,7 @@ def gated_gradient(
         before.append(detach(state))
         ran.append(part)
         starts = edges_of(part).cuts
-        for begin, end, count in _groups(recurrence, starts, part.steps):
+        for begin, end, count in _groups(recurrence, starts, *part.valid.shape):
             cut = begin in starts
             if cut:  # no row looks back from here: what came before is differentiated, and its graph freed
                 tally.add(pending, scale)
@@ -70,10 +71,13 @@ def gated_gradient(
     return before, detach(state), ran
 
 
-def _groups(recurrence: Recurrence, starts: Sequence[int], steps: int) -> Iterator[tuple[int, int, Any]]:
-    """Begin and end of the groups of steps to run at once, and a counter of stored bytes for the first."""
+def _groups(recurrence: Recurrence, starts: Sequence[int], steps: int, rows: int) -> Iterator[tuple[int, int, Any]]:
+    """Begin and end of the groups of steps to run at once, and a counter of stored bytes for the first.
+
+    More rows side by side than ``ROWS`` are no faster, and fewer steps than ``STEPS`` at a time are slower.
+    """
     bounds = sorted({0, *starts}) + [steps]
-    if not recurrence.folds:
+    if len(bounds) == 2 or not recurrence.folds:
         yield from ((begin, end, nullcontext()) for begin, end in zip(bounds[:-1], bounds[1:]))
         return
     count, at = saved_bytes(), 0
@@ -82,7 +86,8 @@ def _groups(recurrence: Recurrence, starts: Sequence[int], steps: int) -> Iterat
         at = 1
     longest = max(end - begin for begin, end in zip(bounds[:-1], bounds[1:]))
     per_step = count.total / max(1, bounds[1] - bounds[0])
-    together = max(1, int(GROUP_BYTES // max(1.0, per_step * longest)))
+    useful = max(-(-ROWS // rows), -(-STEPS // longest))
+    together = max(1, min(useful, int(GROUP_BYTES // max(1.0, per_step * longest))))
     while at < len(bounds) - 1:
         upto = min(len(bounds) - 1, at + together)
         yield bounds[at], bounds[upto], nullcontext()

@@ -67,15 +67,16 @@ def lag_cotangents(
             else ()
         )
     found = iter(grads)
-    dims = recurrence.dims.dims
+    dims = list(recurrence.dims.dims)
     result = []
-    for part in reversed([[next(found, None) if leaf.requires_grad else None for leaf in part] for part in seen]):
+    for part in seen:
+        # A layer's own states are (1, B, H), a cell's (B, H): rows lie before the units.
+        where = dims if part is not seen[-1] or recurrence.layout is None else [leaf.dim() - 2 for leaf in part]
         columns = []
-        for number, grad in enumerate(part):
-            if grad is None:
-                continue
-            dim = dims[number] if number < len(dims) else 0
-            columns.append(grad.movedim(dim or 0, 0).reshape(len(sampled), rows, -1))
-        like = leaves(state)[0]
-        result.append(torch.cat(columns, -1) if columns else like.new_zeros(len(sampled), rows, 1))
-    return result
+        for leaf, dim in zip(part, where):
+            grad = next(found, None) if leaf.requires_grad else None
+            if dim is not None:
+                flowed = torch.zeros_like(leaf) if grad is None else grad
+                columns.append(flowed.movedim(dim, 0).reshape(len(sampled), rows, -1))
+        result.append(columns)
+    return [torch.cat(columns, -1) for columns in reversed(result)]

@@ -65,7 +65,7 @@ class Losses:
         return torch.where(used, losses * weights, 0).sum()
 
 
-def _check(losses: Any, shape: tuple[int, int]) -> None:
+def _check(losses: Any, shape: tuple[int, ...]) -> None:
     if not isinstance(losses, Tensor):
         raise TypeError(f"loss_fn must return a tensor (T, B), not {type(losses).__name__}")
     if losses.dim() == 0:

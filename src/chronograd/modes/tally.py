@@ -73,6 +73,6 @@ class saved_bytes(torch.autograd.graph.saved_tensors_hooks):
             self.total += storage.nbytes()
         return saved
 
-    def __enter__(self) -> saved_bytes:
+    def __enter__(self) -> saved_bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().__enter__()
         return self

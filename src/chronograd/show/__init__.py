@@ -6,9 +6,10 @@ Importing this imports neither matplotlib nor torch; drawing needs matplotlib.
 >>> figure = draw_graph(steps=3)                  # then save(figure, "graph.svg")
 """
 
+from chronograd.style import save, style
+
 from .graph import draw_graph, layout_graph
 from .strategies import draw_strategies, layout_strategies, segments_from_cuts
-from .style import save, style
 
 __all__ = [
     "draw_graph",

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Literal
 
-from .style import COLOURS, CUT, INK, SHADE, require_matplotlib, style
+from chronograd.style import COLOURS, CUT, INK, SHADE, require_matplotlib, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

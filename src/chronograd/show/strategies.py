@@ -20,7 +20,7 @@ from operator import index
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from .style import COLOURS, FAINT, INK, MONOSPACE, require_matplotlib, style, tint
+from chronograd.style import COLOURS, FAINT, INK, MONOSPACE, require_matplotlib, style, tint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

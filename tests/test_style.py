@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from chronograd.show import save, style
-from chronograd.show.style import COLOURS, tint
+from chronograd.style import COLOURS, tint
 
 
 def some_figure():
