@@ -110,14 +110,13 @@ def compare(
         raise ValueError('compare: no candidates; give some, as in ["chunks:35", "window:10,50"]')
     question = Question(model, loss_fn, inputs, targets, reset, lengths, weights, seed)
     given = None if candidates is None else [_pair(entry) for entry in candidates]
-    question.gradient(*EXACT)  # warms caches up, and refuses what cannot be computed
+    exact, _ = question.gradient(*EXACT)  # first, so that what cannot be computed is refused
     pairs = [(truncation, Reverse()) for truncation in usual_candidates(question.steps)] if given is None else given
     pairs = [EXACT, *dict.fromkeys(pair for pair in pairs if pair != EXACT)]
     times = {pair: draws if pair[0].random else REPEATS for pair in pairs}
     progress = _Progress(on_progress, 1 + len(pairs) + sum(times.values()))
 
-    progress.note("the exact gradient")
-    exact, noise = question.exact(Reverse())
+    progress.note("the minibatch's noise")
     errors = {pair: _Errors(flatten(exact, exact)) for pair in pairs}
     size = float(errors[EXACT].exact.norm())
     if not 0 < size < math.inf:
@@ -125,6 +124,7 @@ def compare(
             f"compare: the exact gradient has norm {size:g}, so nothing can be measured against it; "
             "check the loss, the data and what is frozen"
         )
+    noise = question.noise(Reverse())
     peaks = {}
     for pair in pairs:
         progress.note(f"{pair[0]}: memory")

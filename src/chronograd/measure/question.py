@@ -84,25 +84,24 @@ class Question:
                 seed=self.seed + draw if carry is None else None,
             )
 
-    def exact(self, mode: Mode) -> tuple[Gradient, float | None]:
-        """The exact gradient, added up from groups of rows; and the relative variance that the choice of rows gives it.
+    def noise(self, mode: Mode) -> float | None:
+        """The relative variance that the choice of rows gives the exact gradient; None for a single row.
 
-        The variance of a weighted mean of independent groups is estimated from the spread between them; None for a
-        single row.
+        The variance of a weighted mean of independent groups of rows, from the spread between them.
         """
         groups = torch.arange(self.rows).chunk(min(GROUPS, self.rows))
         parts = [self.part(rows=group).gradient(Full(), mode)[0] for group in groups]
-        parts = [part for part in parts if part.weight > 0] or parts[:1]
-        exact = parts[0]
+        parts = [part for part in parts if part.weight > 0]
+        if len(parts) < 2:
+            return None
+        mean = parts[0]
         for other in parts[1:]:
-            exact = exact + other
-        g = flatten(exact, exact)
-        if len(parts) < 2 or not bool(g.any()):
-            return exact, None
-        share = torch.tensor([part.weight for part in parts], dtype=torch.float64, device=g.device) / exact.weight
-        spread = torch.stack([flatten(part, exact) - g for part in parts]).square().sum(1)
+            mean = mean + other
+        g = flatten(mean, mean)
+        share = torch.tensor([part.weight for part in parts], dtype=torch.float64, device=g.device) / mean.weight
+        spread = torch.stack([flatten(part, mean) - g for part in parts]).square().sum(1)
         variance = (share.square() * spread).sum() * len(parts) / (len(parts) - 1)
-        return exact, float(variance / g.square().sum())
+        return float(variance / g.square().sum()) if bool(g.any()) else None
 
     def look_back(self, truncation: Truncation, mode: Mode) -> float:
         """Mean over the losses that count of the steps they reach back, their own included."""
@@ -111,13 +110,12 @@ class Question:
             counts &= torch.arange(self.steps).unsqueeze(1) < torch.as_tensor(self.lengths).cpu()
         if self.weights is not None:
             counts &= self.weights.cpu() > 0
-        reached, carry, begin = [], None, 0
+        reached, carry, begin, since = [], None, 0, torch.zeros(self.rows, dtype=torch.int64)
         while begin < self.steps:
             end = self.steps
             adaptive = isinstance(truncation, AdaptiveTruncation)
             if adaptive:
                 end = min(end, truncation.next_decision(begin))
-            since = torch.full((self.rows,), begin)
             reset = None if self.reset is None else self.reset[begin:end].cpu()
             place = Place(begin, end - begin, torch.arange(self.rows), self.seed, since, reset)
             if adaptive:  # what it decides depends on the data, so the stretch is run up to each decision
@@ -128,7 +126,7 @@ class Question:
             else:
                 plan = truncation.plan(place)
             reached.append(steps_reached(plan, place))
-            begin = end
+            begin, since = end, Full().plan(place).since
         steps = torch.cat(reached)[counts]
         return float(steps.double().mean()) if steps.numel() else 0.0
 

@@ -1,0 +1,233 @@
+"""compare against closed forms and hand-made gradients; the recommendation against its own rule."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import chronograd as cg
+from chronograd.measure.comparison import Candidate, Comparison
+from chronograd.measure.cost import PeakBytes
+from chronograd.style import save
+from oracle import squared
+
+
+class Bias(nn.Module):
+    """h' = w h + b with only b to learn, so that dh_T/db = sum_k w^k."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w, self.b = w, nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x, state=None):
+        h = x.new_zeros(x.shape[1]) if state is None else state
+        outputs = []
+        for _ in x:
+            h = self.w * h + self.b
+            outputs.append(h)
+        return torch.stack(outputs), h
+
+
+def itself(outputs, targets):
+    return outputs
+
+
+def last_step(steps, rows):
+    weights = torch.zeros(steps, rows)
+    weights[-1] = 1
+    return weights
+
+
+def test_bias_and_cosine_of_a_cut_are_those_of_the_hand_written_loop():
+    torch.manual_seed(0)
+    model = nn.GRU(2, 4).double()
+    x, y = torch.randn(12, 3, 2, dtype=torch.float64), torch.randn(12, 3, 4, dtype=torch.float64)
+
+    def gradient(k):
+        model.zero_grad()
+        state = None
+        for begin in range(0, 12, k):
+            outputs, state = model(x[begin : begin + k], state)
+            (squared(outputs, y[begin : begin + k]).sum() / 36).backward()
+            state = state.detach()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    g, cut = gradient(12), gradient(3)
+    result = cg.compare(model, squared, x, y, [cg.Chunks(3)])
+    full, row = result.candidates
+    assert result.gradient_norm == pytest.approx(float(g.norm()))
+    assert full.bias < 1e-12 and full.cosine == pytest.approx(1) and full.variance == 0
+    assert row.bias == pytest.approx(float((cut - g).norm() / g.norm()))
+    assert row.cosine == pytest.approx(float(cut @ g / cut.norm() / g.norm()))
+    assert (row.variance, row.bias_noise, row.cosine_error, row.draws) == (0, 0, 0, 1)
+
+
+def test_variance_of_random_truncation_is_the_closed_form():
+    w, mean, steps, rows = 0.7, 5, 15, 4
+    x = torch.zeros(steps, rows, 1, dtype=torch.float64)
+    result = cg.compare(
+        Bias(w), itself, x, x, [cg.RandomTruncation(mean)], draws=400, weights=last_step(steps, rows), seed=3
+    )
+    row, p = result.candidates[1], 1 - 1 / mean
+    a = [w**k for k in range(steps)]
+    one = sum(a[i] * a[j] * (p ** -min(i, j) - 1) for i in range(steps) for j in range(steps)) / sum(a) ** 2
+    expected = one / rows  # the mean of the rows' independent draws
+    assert abs(row.variance - expected) < 4 * row.variance_error
+    assert 0.5 * expected < row.variance < 2 * expected
+    assert row.bias < 4 * row.bias_noise and row.bias_noise == pytest.approx(math.sqrt(row.variance / 400))
+    assert row.unbiased and row.sure_bias == 0
+
+
+def test_the_minibatchs_noise_is_the_standard_error_over_its_rows():
+    torch.manual_seed(0)
+    model = cg.Recurrent(nn.RNNCell(2, 3), nn.Linear(3, 2)).double()
+    x, y = torch.randn(6, 5, 2, dtype=torch.float64), torch.randn(6, 5, 2, dtype=torch.float64)
+    each = []
+    for b in range(5):
+        model.zero_grad()
+        squared(model(x[:, b : b + 1])[0], y[:, b : b + 1]).mean().backward()
+        each.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    g = torch.stack(each).mean(0)
+    variance = sum(float((e - g).square().sum()) for e in each) / (5 * 4)
+    assert cg.compare(model, squared, x, y, ["chunks:2"]).noise == pytest.approx(variance / float(g.square().sum()))
+    assert cg.compare(model, squared, x[:, :1], y[:, :1], ["chunks:2"]).noise is None
+
+
+def test_look_back_is_the_mean_over_losses_that_count():
+    model, x = Bias(0.5), torch.zeros(12, 2, 1, dtype=torch.float64)
+    reset = torch.zeros(12, 2, dtype=torch.bool)
+    reset[6, 0] = True
+    expected = {
+        "full": 6.5,
+        "chunks:4": 2.5,
+        "window:1,3": (1 + 2 + 10 * 3) / 12,
+        "window:4,8": (1 + 2 + 3 + 4 + 2 * 26) / 12,
+    }
+    result = cg.compare(model, itself, x, x, list(expected))
+    assert {row.truncation: row.look_back for row in result.candidates} == pytest.approx(expected)
+    with_reset = cg.compare(model, itself, x, x, ["chunks:4"], reset=reset)
+    assert with_reset.candidates[0].look_back == pytest.approx((6.5 + 3.5) / 2)
+    assert with_reset.candidates[1].look_back == pytest.approx((2.5 + (2.5 * 4 + 3 + 3 + 2.5 * 4) / 12) / 2, abs=0.2)
+    only_last = cg.compare(model, itself, x, x, ["chunks:5"], weights=last_step(12, 2))
+    assert [row.look_back for row in only_last.candidates] == [12, 2]
+    short = cg.compare(model, itself, x, x, ["chunks:4"], lengths=torch.tensor([12, 2]))
+    assert short.candidates[0].look_back == pytest.approx((78 + 3) / 14)
+
+
+def test_look_back_of_an_adaptive_truncation_follows_its_decisions():
+    # dL_s/dh_{s-k} = 0.5^k, so E(K) = 2 0.5^K, against a gradient of at least 2 - 4 0.5^10.
+    x = torch.zeros(40, 1, 1, dtype=torch.float64)
+    truncation = cg.AdaptiveTruncation(0.1, window=20)
+    _, carry = cg.value_and_grad(Bias(0.5), itself, x, x, truncation=truncation)
+    k = carry.truncation["look_back"]
+    assert k == next(k for k in range(1, 11) if 2 * 0.5**k / (2 - 4 * 0.5**10) <= 0.1)
+    row = cg.compare(Bias(0.5), itself, x, x, [truncation]).candidates[1]
+    # Twenty steps in blocks of 10 that reach 9 steps beyond, then twenty in blocks of k that reach k - 1 beyond.
+    first = [min(t % 10 + 1 + (9 if t >= 10 else 0), t + 1) for t in range(20)]
+    second = [(t - 20) % k + 1 + k - 1 for t in range(20, 40)]
+    assert row.look_back == pytest.approx(sum(first + second) / 40)
+
+
+def test_peak_bytes_counts_what_is_alive_at_once():
+    with PeakBytes() as count:
+        a = torch.ones(1000, dtype=torch.float64)
+        b = a.view(10, 100)[2:]  # a view holds nothing of its own
+        c = torch.ones(500)
+        del a
+        assert count.now == 8000 + 2000  # b keeps all of a
+        del b
+        d = torch.ones(100)
+    assert (count.peak, count.now) == (10_000, 2400)
+    del c, d
+    outside = torch.ones(10)
+    with PeakBytes() as count:
+        outside.add_(1)
+        outside.view(2, 5)
+    assert count.peak == 0
+
+
+def test_a_cut_between_calls_of_torchs_layer_holds_less_at_once():
+    torch.manual_seed(0)
+    x, y = torch.randn(120, 4, 8), torch.randn(120, 4, 32)
+    full, cut = cg.compare(nn.LSTM(8, 32), squared, x, y, ["chunks:10"]).candidates
+    states = 120 * 4 * 32 * 4
+    assert full.peak_bytes > 6 * states and cut.peak_bytes < full.peak_bytes / 3
+
+
+def row(name, seconds, peak, bias=0.0, variance=0.0, unbiased=False):
+    return Candidate(name, "reverse", unbiased, 1.0, seconds, peak, 1, bias, 0.0, variance, 0.0, 1.0, 0.0)
+
+
+def comparison(*rows, noise=0.04):
+    return Comparison((row("full", 1.0, 100), *rows), 1.0, 1.0, noise, 10, 2, 32, 0.1)
+
+
+def test_the_recommendation_is_the_cheapest_within_the_limits():
+    cheap, biased = row("chunks:9", 0.9, 50, bias=0.09), row("chunks:2", 0.5, 10, bias=0.11)
+    noisy, quiet = (
+        row("random:3", 0.5, 10, variance=0.05, unbiased=True),
+        row("random:9", 0.9, 90, variance=0.03, unbiased=True),
+    )
+    assert comparison(cheap, biased, noisy, quiet).recommended is cheap
+    assert comparison(biased, noisy, quiet).recommended is quiet
+    assert comparison(biased, noisy).recommended.label == "full"
+    assert comparison(noisy, noise=None).recommended.label == "full"  # one row: a variance of 0.1^2 at most
+    assert "bias 0.09 of the gradient" in comparison(cheap).recommendation
+    assert "0.90x the time and 0.50x the memory" in comparison(cheap).recommendation
+    assert "nothing else was measured" in comparison().recommendation
+    for result in (comparison(cheap), comparison(quiet), comparison(biased), comparison()):
+        assert "\n" not in result.recommendation and result.recommendation.startswith("use ")
+
+
+def test_results_are_plain_data_that_draw_themselves(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(40, 2, 2)
+    result = cg.compare(cg.GRU(2, 3), squared, x, torch.randn(40, 2, 3), draws=3)
+    plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert [entry["truncation"] for entry in plain["candidates"]] == [r.truncation for r in result.candidates]
+    assert plain["recommended"] in [r.label for r in result.candidates]
+    lines = result.table().splitlines()
+    assert len(lines) == len(result.candidates) + 1 and "±" in lines[5]
+    assert save(result.plot(), tmp_path / "compare.svg").stat().st_size > 5000
+
+
+def test_comparing_leaves_everything_as_it_was():
+    torch.manual_seed(0)
+    model = nn.LSTM(2, 3, num_layers=2, dropout=0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    seen = []
+    result = cg.compare(
+        model,
+        squared,
+        torch.randn(8, 2, 2, generator=torch.Generator().manual_seed(1)),
+        torch.zeros(8, 2, 3),
+        ["chunks:8", "chunks:2"],
+        on_progress=lambda done, total, what: seen.append((done, total)),
+    )
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert result.candidates[1].bias < 1e-6  # the same dropout in every run
+    assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draws": 1}, "draws must be a whole number of at least 2, not 1"),
+        ({"tolerance": 0}, "tolerance must be above 0"),
+        ({"candidates": []}, "no candidates"),
+        ({"candidates": ["chunk:3"]}, "truncation 'chunk:3' is not understood"),
+        ({"candidates": [35]}, "35 is no truncation"),
+        ({"weights": torch.zeros(6, 2)}, "norm 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        cg.compare(nn.GRU(2, 3), squared, torch.randn(6, 2, 2), torch.randn(6, 2, 3), **options)
+    assert "\n" not in str(caught.value)
