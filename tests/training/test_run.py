@@ -316,7 +316,7 @@ def test_files_that_are_no_run_are_told(config, tmp_path):
     (tmp_path / "run/config.toml").write_text(good.replace("[vocabulary]", "[words]"), encoding="utf-8")
     with pytest.raises(ValueError, match="not the settings of a run"):
         load_run(tmp_path / "run")
-    (tmp_path / "run/config.toml").write_text(good[:100], encoding="utf-8")
+    (tmp_path / "run/config.toml").write_text(good[: good.index("hidden") + 8], encoding="utf-8")
     with pytest.raises(ValueError, match="config.toml: damaged"):
         load_run(tmp_path / "run")
     (tmp_path / "run/config.toml").write_text(good, encoding="utf-8")
