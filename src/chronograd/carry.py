@@ -108,7 +108,7 @@ class Carry:
         """
         ids = torch.arange(batch) if rows is None else torch.as_tensor(rows, dtype=torch.int64).cpu()
         if ids.shape != (batch,):
-            raise ValueError(f"Carry.start: rows names {tuple(ids.shape)} row ids, expected ({batch},)")
+            raise ValueError(f"Carry.start: rows must name {batch} row ids, one for each row, not {ids.numel()}")
         if seed is None:
             seed = int(torch.randint(2**62, ()))
         begun = torch.full((batch,), state is not None)
