@@ -10,27 +10,23 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .advance import Run, advance_gated, advance_spanned, gate_parts, handed_on
 from .carry import Carry, Piece, Segment
 from .estimate import Gradient
 from .modes import Mode, Reverse
-from .modes.gated import gated_gradient, gated_unroll
-from .modes.lags import lag_cotangents
-from .modes.losses import Losses
-from .modes.replay import split, stack_pieces
+from .modes.gated import gated_unroll
 from .modes.tally import Tally
-from .modes.windows import Reach, span_gradient, visit_states
 from .recurrence.adapters import Recurrence, adapt
 from .recurrence.states import detach, leaves, tree_map
 from .stretch import Stretch, explain_not_finite, lay_losses, lay_stretch
 from .support import refuse
-from .truncation import AdaptiveTruncation, Full, GatePlan, SpanPlan, Truncation
-from .truncation.adaptive import LagStatistics
+from .truncation import Full, GatePlan, Truncation
 
 __all__ = ["Gradient", "unroll", "value_and_grad"]
 
@@ -115,8 +111,12 @@ def value_and_grad(
     past = [piece.inputs for piece in segment.pieces]
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     tally = Tally(parameters, [past, stretch.piece.inputs], segment.state)
-    run = _Run(recurrence, losses, 1 / weight if weight else 0.0, tally)
-    carry = _gated(run, stretch, truncation) if truncation.primitive == "gates" else _spanned(run, stretch, truncation)
+    run = Run(recurrence, losses, 1 / weight if weight else 0.0, tally)
+    carry = (
+        advance_gated(run, stretch, truncation)
+        if truncation.primitive == "gates"
+        else advance_spanned(run, stretch, truncation)
+    )
     gradient = _result(
         tally, weight, stretch.piece, past, segment if wrt_inputs and segment.start == 0 else None, wrt_inputs
     )
@@ -164,19 +164,9 @@ def unroll(
     segment = stretch.carry.segment
     plan = truncation.plan(stretch.place)
     assert isinstance(plan, GatePlan)
-    parts, keep = _parts(stretch, plan)
+    parts, keep = gate_parts(stretch, plan)
     outputs, before, final, ran = gated_unroll(recurrence, segment.pieces, segment.state, parts)
-    return outputs, _sealed(_handed_on(stretch, plan.since, [*segment.pieces, *ran], before, final, keep))
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a call computes with: the model, its losses scaled by 1 / sum(w), and the sum of gradients so far."""
-
-    recurrence: Recurrence
-    losses: Losses
-    scale: float
-    tally: Tally
+    return outputs, _sealed(handed_on(stretch, plan.since, [*segment.pieces, *ran], before, final, keep))
 
 
 def _adapt(model: nn.Module, stretch: Stretch, truncation: Truncation, mode: Mode, door: Any) -> Recurrence:
@@ -205,153 +195,6 @@ def _adapt(model: nn.Module, stretch: Stretch, truncation: Truncation, mode: Mod
             stacklevel=3,
         )
     return recurrence
-
-
-# Gates
-
-
-def _gated(run: _Run, stretch: Stretch, truncation: Truncation) -> Carry:
-    """Add the gradient of a stretch under gates; the carry after it."""
-    plan = truncation.plan(stretch.place)
-    assert isinstance(plan, GatePlan)
-    parts, keep = _parts(stretch, plan)
-    segment = stretch.carry.segment
-    before, final, ran = gated_gradient(
-        run.recurrence, segment.pieces, segment.state, parts, run.losses, run.scale, run.tally
-    )
-    return _handed_on(stretch, plan.since, [*segment.pieces, *ran], before, final, keep)
-
-
-def _parts(stretch: Stretch, plan: GatePlan) -> tuple[list[Piece], int]:
-    """The new steps under the plan's gates, split where the next segment begins; and that position."""
-    piece = replace(stretch.piece, gates=plan.gates)
-    end = stretch.place.position + piece.steps
-    keep = end - int(plan.since[plan.open].max()) if bool(plan.open.any()) else end
-    at = keep - stretch.place.position
-    return (list(split(piece, at)) if 0 < at < piece.steps else [piece]), keep
-
-
-def _handed_on(
-    stretch: Stretch,
-    since: Tensor,
-    pieces: list[Piece],
-    before: list[Any],
-    final: Any,
-    keep: int,
-    truncation: dict[str, Any] | None = None,
-) -> Carry:
-    """The carry after a stretch: what later losses can reach begins with the piece that holds the position ``keep``.
-
-    ``pieces`` are those of the open segment and the stretch, ``before`` the state before each of them, ``final`` that
-    after the last.
-    """
-    carry, steps = stretch.carry, stretch.piece.steps
-    end = carry.stream.position + steps
-    start, states = carry.segment.start, list(before)
-    while pieces and start + pieces[0].steps <= keep:
-        start += pieces[0].steps
-        pieces, states = pieces[1:], states[1:]
-    # A given initial state stays what it is, so that later calls can give its gradient.
-    state = carry.segment.state if start == carry.segment.start else states[0] if pieces else final
-    stream = replace(
-        carry.stream,
-        position=end,
-        since=since,
-        begun=carry.stream.begun | stretch.piece.valid.any(0),
-        state=final,
-        warned=carry.stream.warned or bool(carry.segment.pieces),
-    )
-    return replace(
-        carry,
-        stream=stream,
-        segment=Segment(start, state, tuple(pieces)),
-        truncation=carry.truncation if truncation is None else truncation,
-    )
-
-
-# Spans
-
-
-def _spanned(run: _Run, stretch: Stretch, truncation: Truncation) -> Carry:
-    """Add the gradient of a stretch under windows; the carry after it.
-
-    An adaptive truncation decides its look-back at fixed positions; since a stream of calls equals one call, what
-    lies between two of them is taken as a call of its own.
-    """
-    carry = stretch.carry
-    if not isinstance(truncation, AdaptiveTruncation):
-        plan = truncation.plan(stretch.place)
-        assert isinstance(plan, SpanPlan)
-        return _windows(run, stretch, plan)[0]
-    begin, piece = 0, stretch.piece
-    while begin < piece.steps:
-        position = carry.stream.position
-        decision = truncation.next_decision(position)
-        end = min(piece.steps, begin + decision - position)
-        part = Stretch(carry, split(split(piece, end)[0], begin)[1] if (begin, end) != (0, piece.steps) else piece)
-        losses = run.losses[begin:end]
-        # Measuring looks at past losses again, so their targets and weights stay with the steps.
-        weights = torch.where(losses.used, losses.weights, 0)
-        part = replace(part, piece=replace(part.piece, targets=losses.targets, weights=weights))
-        plan = truncation.plan(part.place, carry.truncation.get("look_back"))
-        asks = truncation if begin + decision - position == end else None
-        carry, statistics = _windows(replace(run, losses=losses), part, plan, asks)
-        if statistics is not None:
-            carry = replace(carry, truncation={"look_back": truncation.decide(statistics)})
-        begin = end
-    return carry
-
-
-def _windows(
-    run: _Run, stretch: Stretch, plan: SpanPlan, measure: AdaptiveTruncation | None = None
-) -> tuple[Carry, LagStatistics | None]:
-    """Add the gradient of a plan's windows; the carry after it, and what was measured of the last window's lags."""
-    segment = stretch.carry.segment
-    whole = stack_pieces([*segment.pieces, stretch.piece])
-    history = whole.steps - stretch.piece.steps
-    # After a cut of the carry, a window reaches no further than to the cut.
-    spans = [
-        Reach(max(0, span.start - segment.start), span.first - segment.start, span.last - segment.start)
-        for span in plan.spans
-    ]
-    keep = max(0, plan.keep_from - segment.start)
-    sampled: list[int] = []
-    if measure is not None and whole.steps >= measure.window:
-        sampled = [whole.steps - measure.window + step for step in measure.samples]
-    starts = [step - measure.depth + 1 for step in sampled] if measure is not None else []
-    visits = [visit for visit in [*(span.start for span in spans), *starts, keep] if visit < whole.steps]
-    states, final = visit_states(run.recurrence, whole, segment.state, visits)
-    if 0 in states:
-        states[0] = segment.state  # the given one, so that its gradient can be taken
-    span_gradient(run.recurrence, whole, states, spans, run.losses, history, run.scale, run.tally)
-    statistics = _measure(run, whole, states, sampled, measure.depth) if measure is not None and sampled else None
-    if keep >= whole.steps:
-        pieces, before = [whole], [segment.state]
-    elif keep:
-        pieces, before = list(split(whole, keep)), [segment.state, states[keep]]
-    else:
-        pieces, before = [whole], [segment.state]
-    since = Full().plan(stretch.place).since
-    return _handed_on(stretch, since, pieces, before, final, segment.start + keep), statistics
-
-
-def _measure(run: _Run, whole: Piece, states: dict[int, Any], sampled: list[int], depth: int) -> LagStatistics | None:
-    """Norms of the sampled losses' cotangents by lag, as the adaptive rule wants them; None where no loss counts."""
-    assert whole.weights is not None
-    losses = Losses(run.losses.loss_fn, whole.targets, whole.weights, whole.valid & (whole.weights > 0))
-    used = losses.used[torch.tensor(sampled)]
-    if not bool(used.any()):
-        return None
-    found = lag_cotangents(run.recurrence, whole, states, sampled, losses, depth)
-    norms = [float(cotangent[used.to(cotangent.device)].norm(dim=-1).mean()) for cotangent in found]
-    total, totals = torch.zeros(()), []
-    for cotangent in found:
-        total = total.to(cotangent) + cotangent[used.to(cotangent.device)].mean(0)
-        totals.append(float(total.norm()))
-    return LagStatistics(norms, totals)
-
-
-# Results
 
 
 def _result(
