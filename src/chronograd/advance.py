@@ -65,7 +65,6 @@ def handed_on(
     before: list[Any],
     final: Any,
     keep: int,
-    truncation: dict[str, Any] | None = None,
 ) -> Carry:
     """The carry after a stretch: what later losses can reach begins with the piece that holds the position ``keep``.
 
@@ -92,7 +91,6 @@ def handed_on(
         carry,
         stream=stream,
         segment=Segment(start, state, tuple(pieces)),
-        truncation=carry.truncation if truncation is None else truncation,
     )
 
 
