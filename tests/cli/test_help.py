@@ -15,6 +15,7 @@ from chronograd.cli.app import app
 
 # An option more is a decision: whoever adds one adds it here, and says why in the commit.
 OPTIONS = {
+    "compare": "RUN|CORPUS --truncation --steps --batch --draws --tolerance --seed --model --hidden --figure --json",
     "figure strategies": "TEXT --corpus --steps --chunks --mean-length --seed --width --out",
     "figure graph": "--steps --cuts --out",
     "sample": "DIR --prefix --length --temperature --seed",

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from cyclopts import App
 
 from chronograd import __version__
+from chronograd.cli.compare import compare
+from chronograd.cli.demo import demo
 from chronograd.cli.errors import TRACEBACK, answer
 from chronograd.cli.figure import figure
 from chronograd.cli.sample import sample
@@ -20,13 +22,15 @@ __all__ = ["app", "main"]
 
 app = App(
     name="chronograd",
-    help="Gradients through time for recurrent models: train, look at truncations, draw them.\n\n"
+    help="Gradients through time for recurrent models: train, compare truncations, draw them.\n\n"
     "Environment: NO_COLOR=1 turns colour off, CHRONOGRAD_CACHE names the folder of downloads, "
     f"{TRACEBACK}=1 shows where an error came from.",
     version=__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
+app.command(compare)
+app.command(demo)
 app.command(figure)
 app.command(sample)
 app.command(train)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-__all__ = ["number", "print_json", "print_table"]
+if TYPE_CHECKING:
+    from chronograd.measure.comparison import Comparison
+
+__all__ = ["number", "print_comparison", "print_json", "print_table"]
+
+WIDE = 100  # columns from which an estimate and its standard error stand on one line
 
 
 def number(value: float) -> str:
@@ -46,6 +52,24 @@ def print_table(rows: Iterable[tuple[str, str]]) -> None:
     console = Console(highlight=False)
     for name, value in rows:
         console.print(Text.assemble((name.ljust(width), "bold"), "  ", value), soft_wrap=True)
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print the table of a comparison, the recommended row marked, and the recommendation below it."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe has no width
+        console.width = max(console.width, WIDE)
+    table = Table(box=None, padding=(0, 2 if console.width >= WIDE else 1, 0, 0), header_style="bold", pad_edge=False)
+    for index, heading in enumerate(("", *comparison.HEADINGS)):
+        table.add_column(heading, justify="right" if index > 1 else "left", no_wrap=True)
+    best = comparison.recommended
+    for row, cells in zip(comparison.candidates, comparison.cells()):
+        if console.width < WIDE:
+            cells = [cell.replace(" ± ", "\n±") for cell in cells]
+        table.add_row(">" if row is best else "", *cells, style="bold green" if row is best else "")
+    console.print(table)
+    console.print()
+    console.print(f"recommended: {comparison.recommendation}", markup=False, soft_wrap=not console.is_terminal)
 
 
 def _finite(value: Any) -> Any:

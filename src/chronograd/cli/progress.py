@@ -1,4 +1,4 @@
-"""How a training run shows where it is: a bar on a terminal, else a line every few seconds; on stderr."""
+"""How a command shows where it is: a bar on a terminal, else a line every few seconds; on stderr."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from chronograd.training.evaluation import Evaluation
     from chronograd.training.loop import Step
 
-__all__ = ["TrainingProgress"]
+__all__ = ["CompareProgress", "TrainingProgress"]
 
 MEMORY = 0.95  # share of the past in the speed shown, so that it neither flickers nor hides a change
 
@@ -36,16 +36,7 @@ class TrainingProgress:
         self._console = console or Console(stderr=True, highlight=False)
         self._tokens = self._seconds = 0.0
         self._shown = time.monotonic()
-        self._bar: Progress | None = None
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._bar = Progress(
-                MofNCompleteColumn(),
-                BarColumn(bar_width=None),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(compact=True),
-                console=self._console,
-                expand=True,
-            )
+        self._bar = _bar(self._console)
 
     def __enter__(self) -> TrainingProgress:
         if self._bar is not None:
@@ -80,3 +71,51 @@ class TrainingProgress:
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
+
+
+class CompareProgress:
+    """Shows how far a comparison is; use it in a ``with`` block, and give ``note`` as ``on_progress``.
+
+    Args:
+        console: where to show; stderr if ``None``.
+        every: seconds between plain lines.
+    """
+
+    def __init__(self, console: Console | None = None, every: float = 5.0) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._every, self._shown = every, time.monotonic()
+        self._bar = _bar(self._console)
+
+    def __enter__(self) -> CompareProgress:
+        if self._bar is not None:
+            self._task = self._bar.add_task("measuring", total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def note(self, done: int, total: int, what: str) -> None:
+        """Show what is being measured, after ``done`` of ``total`` gradients."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, description=f"measuring {what}")
+        elif time.monotonic() - self._shown >= self._every:
+            self._shown = time.monotonic()
+            self._console.print(f"measuring {what}: {done} of {total}", markup=False, soft_wrap=True)
+
+
+def _bar(console: Console) -> Progress | None:
+    """A bar, where there is a terminal that can show one."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        return None
+    return Progress(
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        expand=True,
+    )

@@ -61,7 +61,7 @@ def train(
     batch
         Rows of text, read side by side.
     chunk
-        Characters of each row in one update.
+        Characters of each row in one update; with chunks:K a multiple of K avoids running open steps again.
     truncation
         How far back gradients reach: full, chunks:K, window:K1,K2, random:LENGTH or adaptive:TOLERANCE.
     mode

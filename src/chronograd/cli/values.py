@@ -99,7 +99,7 @@ def read_steps(option: str, text: str | None, last: int) -> list[int]:
     return steps
 
 
-def figure_path(path: Path) -> Path:
+def figure_path(path: Path, option: str = "--out") -> Path:
     """The path, if a figure can be written there.
 
     Raises:
@@ -110,7 +110,7 @@ def figure_path(path: Path) -> Path:
     'strategies.svg'
     """
     if path.suffix.lower() not in (".svg", ".png"):
-        raise UsageError(f"--out {path}: figures are written as .svg or .png, by the suffix")
+        raise UsageError(f"{option} {path}: figures are written as .svg or .png, by the suffix")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():

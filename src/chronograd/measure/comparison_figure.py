@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from chronograd.style import COLOURS, FAINT, INK, require_matplotlib, style
@@ -29,24 +30,27 @@ def draw_comparison(comparison: Comparison) -> Figure:
     rows = comparison.candidates
     places = list(range(len(rows)))[::-1]
     with style():
-        figure = Figure(figsize=(11, 1.5 + 0.42 * len(rows)), layout="constrained")
-        error, cosine, time, memory = figure.subplots(1, 4, sharey=True, gridspec_kw={"width_ratios": [2.2, 1.2, 1, 1]})
+        figure = Figure(figsize=(11, 1.7 + 0.42 * len(rows)), layout="constrained")
+        error, cosine, time, memory = figure.subplots(1, 4, sharey=True, gridspec_kw={"width_ratios": [2.2, 1.1, 1, 1]})
         _draw_error(error, comparison, places)
         cosine.barh(places, [row.cosine for row in rows], 0.6, xerr=[row.cosine_error for row in rows], color=GREEN)
-        cosine.set(title="cosine to the exact gradient", xlim=(min(0.0, *(row.cosine for row in rows)), 1.05))
+        cosine.set(title="cosine to exact", xlim=(min(0.0, *(row.cosine for row in rows)), 1.05))
         time.barh(places, [row.seconds for row in rows], 0.6, color=FAINT)
         time.set(title="seconds")
         memory.barh(places, [row.peak_bytes / 1e6 for row in rows], 0.6, color=FAINT)
         memory.set(title="peak MB")
         for axes in (error, cosine, time, memory):
             axes.grid(visible=False, axis="y")
+            axes.tick_params(axis="x", labelsize=8.5)
             axes.tick_params(axis="y", length=0)
+        for axes in (time, memory):
+            axes.locator_params(axis="x", nbins=4)
         best = comparison.recommended
         error.set_yticks(places, [f"{row.label}\nlook-back {row.look_back:.1f}" for row in rows], fontsize=8.5)
         for tick, row in zip(error.get_yticklabels(), rows):
             tick.set_fontweight("bold" if row is best else "normal")
             tick.set_color(INK)
-        figure.suptitle(comparison.recommendation, x=0.01, ha="left", fontsize=10)
+        figure.suptitle("\n".join(wrap(comparison.recommendation, 120)), x=0.01, ha="left", fontsize=10)
     return figure
 
 

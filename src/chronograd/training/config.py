@@ -14,6 +14,7 @@ from chronograd.truncation import parse as parse_truncation
 __all__ = ["CELLS", "TrainConfig", "to_toml"]
 
 CELLS = ("rnn", "gru", "lstm")
+MOST_LR = 1e37  # the first step size of Adam is ten times this, and float32 ends at 3.4e38
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TrainConfig:
         truncation: for example ``"chunks:35"``.
         mode: for example ``"reverse"``.
         steps: updates to make.
-        lr: learning rate of Adam.
+        lr: learning rate of Adam, at most ``MOST_LR``.
         clip: largest global norm of a gradient; 0 does not clip.
         seed: of the initial parameters and of random truncations.
         checkpoint_every: updates from one checkpoint (and validation) to the next.
@@ -77,8 +78,8 @@ class TrainConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value!r}")
-        if not (_is_number(self.lr) and self.lr > 0):
-            raise ValueError(f"lr must be a positive number, not {self.lr!r}")
+        if not (_is_number(self.lr) and 0 < self.lr <= MOST_LR):
+            raise ValueError(f"lr must be a positive number of at most {MOST_LR:g}, not {self.lr!r}")
         if not (_is_number(self.clip) and self.clip >= 0):
             raise ValueError(f"clip must be a positive number, or 0 not to clip, not {self.clip!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:

@@ -52,11 +52,12 @@ _MAY_CHANGE = {"corpus", "steps", "checkpoint_every"}  # on resuming; the corpus
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run read back: the model with its parameters, its vocabulary and its settings."""
+    """A run read back: the model with its parameters, its vocabulary, its settings, and the fingerprint of its text."""
 
     model: CharModel
     vocabulary: CharVocabulary | ByteVocabulary
     config: TrainConfig
+    fingerprint: str | None = None
 
 
 def load_run(folder: Path) -> TrainedRun:
@@ -82,7 +83,7 @@ def load_run(folder: Path) -> TrainedRun:
         model.load_state_dict(parameters)
     except RuntimeError as error:
         raise ValueError(f"{source}: its parameters do not fit {CONFIG} ({' '.join(str(error).split())})") from error
-    return TrainedRun(model.eval(), vocabulary, config)
+    return TrainedRun(model.eval(), vocabulary, config, tables.get("text", {}).get("fingerprint"))
 
 
 def build_model(config: TrainConfig, vocabulary_size: int) -> CharModel:

@@ -52,5 +52,8 @@ def open_text(config: TrainConfig) -> RunText:
     else:
         corpus = load_corpus(config.corpus, preprocess="letters" if config.preprocess == "letters" else None)
         vocabulary = CharVocabulary.from_text(corpus.text or "")
-    train, held_out = split_tokens(tokenize(corpus, vocabulary), at_most=HELD_OUT)
+    try:
+        train, held_out = split_tokens(tokenize(corpus, vocabulary), at_most=HELD_OUT)
+    except ValueError as error:
+        raise ValueError(f"{config.corpus}: {error}") from None
     return RunText(len(corpus), corpus.fingerprint, vocabulary, train, held_out)
