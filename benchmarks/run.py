@@ -35,7 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three rounds instead of eleven")
     parser.add_argument("--output", type=Path, default=PAGE, help="the page to write (default: docs/benchmarks.md)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads; one is disturbed least (default: 1)")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     rounds = 3 if arguments.quick else 11
     torch.set_flush_denormal(True)
     parts = []
@@ -45,7 +47,7 @@ def main() -> None:
     head = (
         "# Benchmarks\n\n"
         f"Written by `make bench`. {machine()}. Every figure is the median of {rounds} rounds in which the things "
-        "compared take turns; other work on the machine may still move them by a tenth."
+        "compared take turns; other work on the machine moves times, and ratios less."
     )
     arguments.output.write_text("\n\n".join([head, *parts]) + "\n", encoding="utf-8")
     print(f"wrote {arguments.output}")
