@@ -73,9 +73,8 @@ class Carry:
     """What a call hands to the next one: pass it back unchanged to go on with the stream.
 
     Sections: ``stream`` (position, state, rows, seed), ``segment`` (what later losses can still reach),
-        ``truncation`` (a measured look-back and the like) and
-    ``mode`` (influence matrices of the forward modes). A carry is never changed in place, so an old one can be used
-    again.
+    ``truncation`` (a measured look-back and the like) and ``mode`` (influence matrices of the forward modes). A carry
+    is never changed in place, so an old one can be used again.
 
     >>> import torch, chronograd as cg
     >>> model = cg.Recurrent(torch.nn.GRUCell(3, 4))

@@ -90,7 +90,7 @@ class DiagonalRNN(_LinearLayer):
         bias: adds b (H,).
         complex: lambda, W and the states are complex; a readout must take real parts itself (``torch.view_as_real``).
 
-    |lambda| starts uniform in [0.5, 0.99] (complex: with a uniform angle); nothing keeps it below 1 during training.
+    The size of lambda starts uniform in [0.5, 0.99] (complex: with a uniform angle); nothing keeps it below 1 during training.
     Gradients of complex numbers follow torch's convention.
 
     >>> import torch

@@ -67,8 +67,7 @@ class AdaptiveTruncation(Truncation):
     given the data; biased within the tolerance.
 
     When not to use it: on short sequences (fewer than two windows), with random states (dropout) that make the
-        measure noisy, or
-    when you know k: the measurement costs about as much as one more backward pass.
+    measure noisy, or when you know k: the measurement costs about as much as one more backward pass.
 
     Args:
         tolerance: bound on the relative bias, above 0 (0.1 keeps the bias to a tenth of the gradient).

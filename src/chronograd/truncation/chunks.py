@@ -18,8 +18,7 @@ class Chunks(Truncation):
     steps, not k.
 
     When not to use it: when losses right after a cut matter as much as those before it (a :class:`Window` gives every
-        loss
-    the same reach), or when the bias must be zero (:class:`Full`, :class:`RandomTruncation`).
+    loss the same reach), or when the bias must be zero (:class:`Full`, :class:`RandomTruncation`).
 
     Args:
         k: steps in a chunk, at least 1.
