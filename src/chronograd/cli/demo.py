@@ -1,10 +1,11 @@
-"""``chronograd demo``: the main job from end to end, on a built-in text and without a network."""
+"""``chronograd demo``: the main job from one end to the other, on the built-in text, without a network."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,123 +13,158 @@ from cyclopts import Parameter
 
 from chronograd.cli.compare import measure
 from chronograd.cli.errors import DONE, INTERRUPTED
-from chronograd.cli.output import number, print_comparison
+from chronograd.cli.output import number, print_comparison, print_table
 from chronograd.cli.values import Whole, at_least
 from chronograd.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    from chronograd.measure.comparison import Comparison
     from chronograd.training.run import RunResult
     from chronograd.training.subject import Subject
-    from chronograd.truncation import Truncation
 
-__all__ = ["demo"]
+__all__ = ["CANDIDATES", "demo"]
 
-CORPUS, CHUNK, TRUNCATION = "builtin", 70, "chunks:35"
-STRETCH, ROWS, DRAWS, TOLERANCE = 200, 32, 32, 0.1
-CANDIDATES = ("chunks:5", "chunks:35", "window:5,35", "random:35", "random:35,polynomial,4.0", "adaptive:0.1,50")
-SHOWN = 144  # characters of figure F1
-PREFIX, SAMPLE = "The ", 300
+# The chunk is a multiple of the truncation, so that no step is run twice; LENGTH of both, so that the grids agree.
+CHUNK, TRUNCATION, LENGTH, BATCH, SEED = 105, "chunks:35", 210, 32, 0
+CANDIDATES = (
+    "chunks:5",
+    "chunks:35",
+    "chunks:70",
+    "window:5,35",
+    "random:35",
+    "random:35,polynomial",
+    "adaptive:0.1",
+)
+PREFIX, WRITTEN = "The ", 400
+REPORT, FIGURE, NUMBERS = "report.html", "compare.svg", "comparison.json"
 
 
 def demo(
     *,
     run: Annotated[Path, Parameter(metavar="DIR")] = Path("runs/demo"),
+    steps: Whole = 1000,
     hidden: Whole = 128,
-    steps: Whole = 1500,
+    draws: Whole = 32,
 ) -> int:
-    """Train a small model on the built-in text, then ask which truncation to use.
+    """Train a small model for about a minute, then ask which truncation to use.
 
-    About a minute of training and half a minute of measuring on 2 cores. Run again, it goes on with the trained model.
+    It needs no network. Run again, it takes up a training that was stopped, and trains a finished one no further.
 
     Parameters
     ----------
     run
-        Folder of the run; report.html appears there.
-    hidden
-        Units of the model, a GRU.
+        Folder of the run and of the report.
     steps
-        Updates of the training.
+        Updates to train.
+    hidden
+        Units of the model.
+    draws
+        How often random truncations are drawn, at least 2.
     """
-    at_least("--hidden", hidden)
-    at_least("--steps", steps)
+    for option, value, least in (("--steps", steps, 1), ("--hidden", hidden, 1), ("--draws", draws, 2)):
+        at_least(option, value, least)
 
-    from chronograd.cli.progress import TrainingProgress
-    from chronograd.show.report import write_report
-    from chronograd.style import require_matplotlib, save
-    from chronograd.training.files import write_atomically
-    from chronograd.training.metrics import read_metrics
-    from chronograd.training.run import train_run
-    from chronograd.training.run_folder import METRICS, load_run
-    from chronograd.training.sampling import sample
+    from chronograd.style import require_matplotlib
     from chronograd.training.subject import subject_from_run
     from chronograd.truncation import parse
 
     require_matplotlib()
     config = TrainConfig(
-        CORPUS, hidden=hidden, batch=ROWS, chunk=CHUNK, truncation=TRUNCATION, steps=steps, checkpoint_every=250
+        "builtin",
+        hidden=hidden,
+        batch=BATCH,
+        chunk=CHUNK,
+        truncation=TRUNCATION,
+        steps=steps,
+        lr=3e-3,
+        seed=SEED,
+        checkpoint_every=100,
     )
-    print(f"1. train a GRU of {hidden} units on the built-in text, {steps} updates", flush=True)
-    with TrainingProgress(config) as progress:
-        result = train_run(config, run, resume=True, on_step=progress.on_step, on_validation=progress.on_validation)
-    if result.interrupted:
-        print(f"interrupted and saved at step {result.step}; the same command goes on")
-        return INTERRUPTED
-    print("\n2. which truncation should be used here?", flush=True)
-    subject = subject_from_run(run, STRETCH, ROWS)
-    candidates = [parse(text) for text in CANDIDATES]
-    comparison = measure(subject, candidates, DRAWS, 0, TOLERANCE)
+    with _one_thread():
+        result = _train(config, run)
+        if result.interrupted:
+            print_table([("trained", f"{result.step:,} of {steps:,} steps, interrupted and saved"), _again(run)])
+            return INTERRUPTED
+        subject = subject_from_run(run, LENGTH, BATCH)
+        comparison = measure(subject, [parse(text) for text in CANDIDATES], draws, SEED, tolerance=0.1)
+        sample = _write(run, result, subject, comparison)
     print_comparison(comparison)
-    text = sample(load_run(run), PREFIX, SAMPLE, 0.7, 0)
-    entries = read_metrics(run / METRICS)
-    write_atomically(run / "comparison.json", (json.dumps(comparison.to_dict(), indent=2) + "\n").encode())
-    save(comparison.plot(), run / "compare.svg")
-    report = write_report(
-        run / "report.html",
-        title="Which truncation here?",
-        model_words=subject.model_words,
-        text_words=subject.text_words,
-        comparison=comparison,
-        text=subject.text[:SHOWN],
-        segments=_segments(candidates, subject),
-        entries=entries,
-        facts=_facts(config, result, entries),
-        sample=PREFIX + text,
-    )
-    print(f"\n3. report: {os.fspath(report)}")
+    print(f"\nthe model writes: {' '.join((PREFIX + sample[:160]).split())} ...\n")
+    print_table([(name.rpartition(".")[0], str(run / name)) for name in (REPORT, FIGURE, NUMBERS)])
     return DONE
 
 
-def _segments(candidates: Sequence[Truncation], subject: Subject) -> dict[str, Sequence[int]]:
-    """Where the stretches of those truncations start that are made of gates, in the first row of the text."""
+def _train(config: TrainConfig, run: Path) -> RunResult:
+    from chronograd.cli.progress import TrainingProgress
+    from chronograd.training.run import train_run
+
+    with TrainingProgress(config) as progress:
+        return train_run(config, run, resume=True, on_step=progress.on_step, on_validation=progress.on_validation)
+
+
+def _write(run: Path, result: RunResult, subject: Subject, comparison: Comparison) -> str:
+    """Write the figure, the numbers and the report into the folder; give the sample that the report shows."""
+    from chronograd.show.report import Report, render_report
+    from chronograd.style import save
+    from chronograd.training.files import write_atomically
+    from chronograd.training.metrics import read_metrics
+    from chronograd.training.run_folder import METRICS, load_run
+    from chronograd.training.sampling import sample
+
+    metrics = read_metrics(run / METRICS)
+    written = sample(load_run(run), PREFIX, WRITTEN, temperature=0.8, seed=SEED)
+    report = Report(
+        title="Which truncation should I use here?",
+        facts=_facts(subject.config, result, metrics),
+        metrics=metrics,
+        unit="character",
+        comparison=comparison,
+        compared=f"{subject.model_words}, on {subject.text_words}",
+        text=subject.text,
+        seed=SEED,
+        prefix=PREFIX,
+        sample=written,
+    )
+    save(comparison.plot(), run / FIGURE)
+    write_atomically(run / NUMBERS, (json.dumps(comparison.to_dict(), indent=2) + "\n").encode())
+    write_atomically(run / REPORT, render_report(report).encode())
+    return written
+
+
+def _facts(config: TrainConfig, result: RunResult, metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    updates = [entry for entry in metrics if "tokens" in entry and "seconds" in entry]
+    tokens, seconds = sum(entry["tokens"] for entry in updates), sum(entry["seconds"] for entry in updates)
+    quality = "not measured"
+    if result.validation_bits is not None:
+        quality = f"{number(result.validation_bits)} bits per character, perplexity {result.validation_perplexity:.3g}"
+    return [
+        (
+            "text",
+            f"{config.corpus} (the prose of Python's language reference), {result.vocabulary} different characters",
+        ),
+        ("model", f"{config.model}, {config.hidden} units, {result.parameters:,} parameters"),
+        ("training", f"{result.step:,} updates of {config.batch} rows by {config.chunk} steps, {config.truncation}"),
+        ("optimizer", f"Adam, learning rate {config.lr:g}, gradients clipped at {config.clip:g}; seed {config.seed}"),
+        (
+            "speed",
+            f"{tokens / seconds:,.0f} characters/s on one thread, {seconds:,.0f} s" if seconds else "not measured",
+        ),
+        ("held-out text", quality),
+    ]
+
+
+def _again(run: Path) -> tuple[str, str]:
+    return "next", f"chronograd demo --run {shlex.quote(str(run))} goes on"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread: as fast at this size, the same numbers on every machine, and no waiting for cores that are busy."""
     import torch
 
-    from chronograd.show.strategies import segments_from_cuts
-    from chronograd.truncation import Full, GatePlan, Place
-
-    row = torch.zeros(1, dtype=torch.int64)
-    place = Place(position=0, steps=min(SHOWN, len(subject.text)), rows=row, seed=0, since=row)
-    found: dict[str, Sequence[int]] = {}
-    for truncation in (*candidates, Full()):
-        if truncation.primitive == "gates":
-            plan = truncation.plan(place)
-            assert isinstance(plan, GatePlan)
-            found[str(truncation)] = segments_from_cuts(plan.gates[:, 0] == 0)
-    return found
-
-
-def _facts(config: TrainConfig, result: RunResult, entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    speeds = sorted(entry["tokens_per_second"] for entry in entries if "tokens_per_second" in entry)
-    facts = [
-        ("text", f"{config.corpus}, {result.vocabulary} different characters"),
-        ("model", f"{config.model}, {config.hidden} units, {result.parameters:,} parameters"),
-        (
-            "updates",
-            f"{result.step:,} of {config.batch} rows x {config.chunk} characters, truncation {config.truncation}",
-        ),
-    ]
-    if result.validation_bits is not None and result.validation_perplexity is not None:
-        words = f"{number(result.validation_bits)} bits per character, perplexity {result.validation_perplexity:.3g}"
-        facts.append(("held-out text", words))
-    if speeds:
-        facts.append(("speed", f"{speeds[len(speeds) // 2]:,.0f} characters/s (median update)"))
-    return facts
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

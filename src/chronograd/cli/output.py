@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["number", "print_comparison", "print_json", "print_table"]
 
-WIDE = 100  # columns from which an estimate and its standard error stand on one line
-
 
 def number(value: float) -> str:
     """Three decimals, or three digits where that would be a long row of them.
@@ -55,21 +53,29 @@ def print_table(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print the table of a comparison, the recommended row marked, and the recommendation below it."""
+    """Print the table of a comparison, the recommended row marked, and the recommendation below it.
+
+    Where the terminal is too narrow, standard errors stand below what they belong to.
+    """
     console = console or Console(highlight=False)
+    table = _comparison_table(comparison, " ± ", gap=2)
+    width = console.measure(table, options=console.options.update(max_width=1000)).maximum
     if not console.is_terminal:  # a file or a pipe has no width
-        console.width = max(console.width, WIDE)
-    table = Table(box=None, padding=(0, 2 if console.width >= WIDE else 1, 0, 0), header_style="bold", pad_edge=False)
-    for index, heading in enumerate(("", *comparison.HEADINGS)):
-        table.add_column(heading, justify="right" if index > 1 else "left", no_wrap=True)
-    best = comparison.recommended
-    for row, cells in zip(comparison.candidates, comparison.cells()):
-        if console.width < WIDE:
-            cells = [cell.replace(" ± ", "\n±") for cell in cells]
-        table.add_row(">" if row is best else "", *cells, style="bold green" if row is best else "")
-    console.print(table)
+        console.width = max(console.width, width)
+    console.print(table if width <= console.width else _comparison_table(comparison, "\n±", gap=1))
     console.print()
     console.print(f"recommended: {comparison.recommendation}", markup=False, soft_wrap=not console.is_terminal)
+
+
+def _comparison_table(comparison: Comparison, plus_minus: str, gap: int) -> Table:
+    table = Table(box=None, padding=(0, gap, 0, 0), header_style="bold", pad_edge=False)
+    for index, heading in enumerate(("", *comparison.HEADINGS)):
+        table.add_column(heading, justify="right" if index > 1 else "left", no_wrap=True)
+    for row, cells in zip(comparison.candidates, comparison.cells()):
+        best = row is comparison.recommended
+        texts = [Text(cell.replace(" ± ", plus_minus)) for cell in cells]
+        table.add_row(">" if best else "", *texts, style="bold green" if best else "")
+    return table
 
 
 def _finite(value: Any) -> Any:

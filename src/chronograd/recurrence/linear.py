@@ -90,8 +90,8 @@ class DiagonalRNN(_LinearLayer):
         bias: adds b (H,).
         complex: lambda, W and the states are complex; a readout must take real parts itself (``torch.view_as_real``).
 
-    The size of lambda starts uniform in [0.5, 0.99] (complex: with a uniform angle); nothing keeps it below 1 during training.
-    Gradients of complex numbers follow torch's convention.
+    The size of lambda starts uniform in [0.5, 0.99] (complex: with a uniform angle); nothing keeps it below 1 during
+    training. Gradients of complex numbers follow torch's convention.
 
     >>> import torch
     >>> DiagonalRNN(3, 4, complex=True)(torch.randn(5, 2, 3))[0].dtype
