@@ -105,7 +105,7 @@ def report(rounds: int) -> str:
                 f"{mine / loop:.2f}",
                 f"{one:.3f}",
                 f"{one / loop:.2f}",
-                f"{error:.0e}",
+                f"{error:.0e}" if error else "0",
             )
         )
     table = markdown(

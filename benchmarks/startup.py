@@ -24,9 +24,9 @@ def report(rounds: int) -> str:
     """The section of the page."""
     every = "for name in chronograd.__all__: getattr(chronograd, name)"
     rows = [
-        ("`import torch` alone", f"{inside(TORCH, rounds):.3f}"),
-        ("`import chronograd` after it", f"{inside(ADDED.format(more=''), rounds):.3f}"),
-        ("the same, and every public name used", f"{inside(ADDED.format(more=every), rounds):.3f}"),
-        ("`chronograd --help`, the whole process", f"{whole_process(['-m', 'chronograd', '--help'], rounds):.3f}"),
+        ("`import torch` alone", f"{inside(TORCH, rounds):.4f}"),
+        ("`import chronograd` after it", f"{inside(ADDED.format(more=''), rounds):.4f}"),
+        ("the same, and every public name used", f"{inside(ADDED.format(more=every), rounds):.4f}"),
+        ("`chronograd --help`, the whole process", f"{whole_process(['-m', 'chronograd', '--help'], rounds):.4f}"),
     ]
     return "## Start-up\n\nFresh processes.\n\n" + markdown(("what", "seconds"), rows)

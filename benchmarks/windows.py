@@ -57,7 +57,16 @@ def report(rounds: int) -> str:
                 rounds,
             )
             loop, mine = median(timed["loop"]), median(timed["rows"])
-            rows.append((name, f"{k1}, {k2}", f"{loop:.3f}", f"{mine:.3f}", f"{mine / loop:.2f}", f"{error:.0e}"))
+            rows.append(
+                (
+                    name,
+                    f"{k1}, {k2}",
+                    f"{loop:.3f}",
+                    f"{mine:.3f}",
+                    f"{mine / loop:.2f}",
+                    f"{error:.0e}" if error else "0",
+                )
+            )
     return (
         "## Windows\n\n"
         f"`Window(k1, k2)` on {STEPS} steps, {ROWS} rows, {FEATURES} features, {UNITS} units, float32, against a loop "
