@@ -64,6 +64,8 @@ class TrainingProgress:
 
     def on_validation(self, step: int, evaluation: Evaluation) -> None:
         """Show a validation."""
+        if self._bar is not None:  # of a finished run, there was no update to show
+            self._bar.update(self._task, completed=step)
         self._line(
             f"step {step}: validation {number(evaluation.bits)} bits per {self._unit}, "
             f"perplexity {evaluation.perplexity:.3g}"
