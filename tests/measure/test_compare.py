@@ -176,6 +176,10 @@ def test_the_recommendation_is_the_cheapest_within_the_limits():
     assert comparison(biased, noisy, quiet).recommended is quiet
     assert comparison(biased, noisy).recommended.label == "full"
     assert comparison(noisy, noise=None).recommended.label == "full"  # one row: a variance of 0.1^2 at most
+    better = row("chunks:12", 0.95, 52, bias=0.05)  # 6% dearer than chunks:9 and nearer to the exact gradient
+    assert comparison(cheap, better).recommended is better
+    dearer = row("chunks:20", 1.0, 70, bias=0.01)
+    assert comparison(cheap, dearer).recommended is cheap
     assert "bias 0.09 of the gradient" in comparison(cheap).recommendation
     assert "0.90x the time and 0.50x the memory" in comparison(cheap).recommendation
     assert "nothing else was measured" in comparison().recommendation

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Candidate", "Comparison"]
+__all__ = ["MARGIN", "Candidate", "Comparison"]
+
+MARGIN = 0.15  # of cost, within which two candidates count as equally cheap
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,14 @@ class Comparison:
     def recommended(self) -> Candidate:
         """The cheapest candidate whose bias is within the tolerance and whose variance is below the minibatch's own.
 
-        Cost is the geometric mean of time and memory, relative to full computation, which always qualifies.
+        Cost is the geometric mean of time and memory, relative to full computation, which is taken where nothing
+        cheaper qualifies. Clocks are noisy: among those that cost at most ``MARGIN`` more than the cheapest, the one
+        of least error is taken.
         """
-        return min((row for row in self.candidates if self._good(row)), key=self._cost)
+        full, *others = self.candidates
+        good = [row for row in others if self._good(row) and self._cost(row) < 1]
+        most = min(map(self._cost, good), default=0.0) * (1 + MARGIN)
+        return min((row for row in good if self._cost(row) <= most), key=lambda row: row.error, default=full)
 
     @property
     def recommendation(self) -> str:
@@ -119,7 +126,7 @@ class Comparison:
         return f"{self.variance_limit:.2g}" + ("" if self.noise is None else ", the minibatch's own")
 
     def _good(self, row: Candidate) -> bool:
-        return row is self.candidates[0] or (row.sure_bias <= self.tolerance and row.variance <= self.variance_limit)
+        return row.sure_bias <= self.tolerance and row.variance <= self.variance_limit
 
     def _cost(self, row: Candidate) -> float:
         full = self.candidates[0]
