@@ -341,3 +341,39 @@ def test_a_model_that_hides_its_steps_takes_one_whole_call_only():
         cg.value_and_grad(model, squared, x, y, carry)
     with pytest.raises(ValueError, match="bidirectional"):
         cg.value_and_grad(model, squared, x, y, lengths=[5, 3])
+
+
+def test_running_the_open_segment_again_leaves_the_generator_where_it_was():
+    x, y = data(6)
+    model = Deep(cg.GRU(3, 3, num_layers=2, dropout=0.5), nn.GRU(3, 3)).double()
+    _, carry = cg.value_and_grad(model, squared, x[:4], y[:4], truncation=cg.Chunks(10), seed=0)
+    torch.manual_seed(7)  # what was drawn between the calls is the user's
+    cg.value_and_grad(model, squared, x[4:], y[4:], carry, truncation=cg.Chunks(10))
+    after = torch.rand(3)
+    torch.manual_seed(7)
+    model(x[4:], carry.state)
+    assert torch.equal(torch.rand(3), after)
+
+
+@pytest.mark.parametrize(
+    ("truncation", "module", "name"),
+    [(cg.Window(1, 4), "windows", "TILE_BYTES"), (cg.Chunks(2), "gated", "GROUP_BYTES")],
+    ids=["windows", "chunks"],
+)
+def test_what_runs_side_by_side_is_bounded_by_its_cap(truncation, module, name, monkeypatch):
+    from importlib import import_module
+
+    from chronograd.measure.cost import PeakBytes
+
+    torch.manual_seed(0)
+    x, y = torch.randn(1200, 1, 2), torch.randn(1200, 1, 16)
+    model, peaks, grads = cg.GRU(2, 16), [], []
+    for cap in (None, 2**16):
+        if cap is not None:
+            monkeypatch.setattr(import_module(f"chronograd.modes.{module}"), name, cap)
+        with PeakBytes() as count:
+            gradient, _ = cg.value_and_grad(model, squared, x, y, truncation=truncation)
+        peaks.append(count.peak)
+        grads.append(gradient.grads)
+    assert_same_grads(grads[1], grads[0], 1e-4)
+    assert peaks[1] < 0.75 * peaks[0]
