@@ -56,6 +56,35 @@ class Deep(nn.Module):
         return self.readout(torch.cat((a, b), -1)), (one, two)
 
 
+class Attending(nn.Module):
+    """A layer whose state is read by something else too: the input of each step attends to h_{t-1}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.attend, self.readout = nn.GRUCell(2, 3), nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        h = x.new_zeros(x.shape[1], 3) if state is None else state
+        outputs = []
+        for step in x:
+            h = self.cell(step + self.attend(h), h)
+            outputs.append(self.readout(h))
+        return torch.stack(outputs), h
+
+
+class Delayed(nn.Module):
+    """The output of each step is the state before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.readout = nn.GRU(2, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        h = x.new_zeros(1, x.shape[1], 3) if state is None else state
+        outputs, final = self.layer(x, h)
+        return self.readout(torch.cat((h, outputs[:-1]))), final
+
+
 def brute_force(
     model: nn.Module,
     loss_fn: Callable[[Any, Any], Tensor],

@@ -16,7 +16,7 @@ from .carry import Carry, Piece, Segment
 from .modes.gated import gated_gradient
 from .modes.lags import lag_cotangents
 from .modes.losses import Losses
-from .modes.replay import split, stack_pieces
+from .modes.replay import snapshot, split, stack_pieces
 from .modes.tally import Tally
 from .modes.windows import Reach, span_gradient, visit_states
 from .recurrence.adapters import Recurrence
@@ -129,6 +129,7 @@ def _windows(
 ) -> tuple[Carry, LagStatistics | None]:
     """Add the gradient of a plan's windows; the carry after it, and what was measured of the last window's lags."""
     segment = stretch.carry.segment
+    stretch = replace(stretch, piece=replace(stretch.piece, random=snapshot()))
     whole = stack_pieces([*segment.pieces, stretch.piece])
     history = whole.steps - stretch.piece.steps
     # After a cut of the carry, a window reaches no further than to the cut.
@@ -159,7 +160,8 @@ def _windows(
 
 def _measure(run: Run, whole: Piece, states: dict[int, Any], sampled: list[int], depth: int) -> LagStatistics | None:
     """Norms of the sampled losses' cotangents by lag, as the adaptive rule wants them; None where no loss counts."""
-    assert whole.weights is not None
+    if whole.weights is None:  # the window began under another truncation, which kept no targets
+        return None
     losses = Losses(run.losses.loss_fn, whole.targets, whole.weights, whole.valid & (whole.weights > 0))
     used = losses.used[torch.tensor(sampled)]
     if not bool(used.any()):

@@ -112,11 +112,9 @@ def value_and_grad(
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     tally = Tally(parameters, [past, stretch.piece.inputs], segment.state)
     run = Run(recurrence, losses, 1 / weight if weight else 0.0, tally)
-    carry = (
-        advance_gated(run, stretch, truncation)
-        if truncation.primitive == "gates"
-        else advance_spanned(run, stretch, truncation)
-    )
+    advance = advance_gated if truncation.primitive == "gates" else advance_spanned
+    with torch.enable_grad():
+        carry = advance(run, stretch, truncation)
     gradient = _result(
         tally, weight, stretch.piece, past, segment if wrt_inputs and segment.start == 0 else None, wrt_inputs
     )
@@ -225,9 +223,11 @@ def _with_leaves(piece: Piece) -> Piece:
 
 
 def _sealed(carry: Carry) -> Carry:
-    """The carry without graphs."""
+    """The carry without graphs, holding copies of the data that stays open: a loader may use its buffers again."""
     segment = carry.segment
-    pieces = tuple(
-        replace(piece, inputs=detach(piece.inputs), targets=detach(piece.targets)) for piece in segment.pieces
-    )
+
+    def kept(tree: Any) -> Any:
+        return tree_map(lambda x: x.detach().clone(), tree)
+
+    pieces = tuple(replace(piece, inputs=kept(piece.inputs), targets=kept(piece.targets)) for piece in segment.pieces)
     return replace(carry, segment=Segment(segment.start, detach(segment.state), pieces))

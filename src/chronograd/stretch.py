@@ -86,8 +86,8 @@ def lay_losses(loss_fn: Callable[[Any, Any], Tensor], targets: Any, weights: Ten
             )
     if weights is None:
         return Losses(loss_fn, targets, torch.ones(shape), valid)
-    if not isinstance(weights, Tensor) or tuple(weights.shape) != shape:
-        raise ValueError(f"weights must be a tensor of shape (T, B) = {shape}, not {_describe(weights)}")
+    if not isinstance(weights, Tensor) or tuple(weights.shape) != shape or weights.is_complex():
+        raise ValueError(f"weights must be a real tensor of shape (T, B) = {shape}, not {_describe(weights)}")
     weights = weights.detach().cpu()
     weights = weights if weights.is_floating_point() else weights.float()
     if not bool(((weights >= 0) & (weights < torch.inf)).all()):

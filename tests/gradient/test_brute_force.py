@@ -11,13 +11,15 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 import chronograd as cg
 from chronograd.truncation import Place
-from oracle import Deep, Opaque, assert_close, assert_same_grads, brute_force, squared
+from oracle import Attending, Deep, Delayed, Opaque, assert_close, assert_same_grads, brute_force, squared
 
 MODELS = {
     "recurrent": lambda: cg.Recurrent(nn.GRUCell(2, 3), nn.Linear(3, 2)),
     "own": lambda: Deep(cg.GRU(3, 3, num_layers=2), cg.RNN(3, 3)),
     "torch": lambda: Deep(nn.LSTM(3, 3), nn.GRU(3, 3)),
     "opaque": Opaque,
+    "attending": Attending,
+    "delayed": Delayed,
 }
 
 

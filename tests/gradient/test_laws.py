@@ -377,3 +377,35 @@ def test_what_runs_side_by_side_is_bounded_by_its_cap(truncation, module, name, 
         grads.append(gradient.grads)
     assert_same_grads(grads[1], grads[0], 1e-4)
     assert peaks[1] < 0.75 * peaks[0]
+
+
+def test_the_truncation_may_change_inside_a_stream():
+    x, y = data(12)
+    model = MODELS["layers"]().double()
+    others = [cg.Chunks(50), cg.AdaptiveTruncation(0.1, 4), cg.Window(1, 3), cg.RandomTruncation(3), cg.Window(2, 4)]
+    carry = cg.Carry.start(2, seed=0)
+    for begin, truncation in enumerate([*others, *reversed(others)]):
+        gradient, carry = cg.value_and_grad(
+            model, squared, x[begin : begin + 1], y[begin : begin + 1], carry, truncation=truncation
+        )
+        assert bool(torch.isfinite(gradient.norm()))
+
+
+def test_gradients_are_computed_under_no_grad_too():
+    x, y = data(4)
+    model = MODELS["opaque"]().double()
+    expected, _ = cg.value_and_grad(model, squared, x, y, truncation=cg.Chunks(2))
+    with torch.no_grad():
+        gradient, _ = cg.value_and_grad(model, squared, x, y, truncation=cg.Chunks(2))
+    assert_same_grads(gradient.grads, expected.grads)
+
+
+def test_a_loader_may_use_its_buffers_again():
+    x, y = data(8)
+    model = MODELS["layers"]().double()
+    buffer = x[:4].clone()
+    _, carry = cg.value_and_grad(model, squared, buffer, y[:4], truncation=cg.Chunks(8))
+    expected, _ = cg.value_and_grad(model, squared, x[4:], y[4:], carry, truncation=cg.Chunks(8))
+    buffer.zero_()
+    gradient, _ = cg.value_and_grad(model, squared, x[4:], y[4:], carry, truncation=cg.Chunks(8))
+    assert torch.equal(gradient.loss, expected.loss)

@@ -55,7 +55,7 @@ def gated_gradient(
         part = replace(part, random=snapshot())
         before.append(detach(state))
         ran.append(part)
-        starts = edges_of(part).cuts
+        starts = set(edges_of(part).cuts)
         for begin, end, count in _groups(recurrence, starts, *part.valid.shape):
             cut = begin in starts
             if cut:  # no row looks back from here: what came before is differentiated, and its graph freed
@@ -71,7 +71,7 @@ def gated_gradient(
     return before, detach(state), ran
 
 
-def _groups(recurrence: Recurrence, starts: Sequence[int], steps: int, rows: int) -> Iterator[tuple[int, int, Any]]:
+def _groups(recurrence: Recurrence, starts: set[int], steps: int, rows: int) -> Iterator[tuple[int, int, Any]]:
     """Begin and end of the groups of steps to run at once, and a counter of stored bytes for the first.
 
     More rows side by side than ``ROWS`` are no faster, and fewer steps than ``STEPS`` at a time are slower.

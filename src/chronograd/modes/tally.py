@@ -34,8 +34,13 @@ class Tally:
         value = loss.detach() * scale
         self.total = value if self.total is None else self.total + value
         targets = [*self.parameters.values(), *self.extra]
-        if not loss.requires_grad or not targets:
+        if not targets:
             return
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss depends on no trainable parameter: it, or the model's outputs, were detached or made of "
+                "whole numbers; return a loss that autograd can follow, or freeze all parameters on purpose"
+            )
         found = torch.autograd.grad(loss * scale, targets, allow_unused=True)
         for name, grad in zip(self.parameters, found):
             if grad is not None:

@@ -24,7 +24,7 @@ from chronograd.kernels import Edges
 from .gating import GatedForward
 from .layout import Layout, read_layout
 from .pieces import run_pieces
-from .quiet import keep_buffers, keep_random, quiet
+from .quiet import keep_buffers, keep_random, quiet, settled
 from .recurrent import Recurrent
 from .states import RowDims, check_state, find_row_dims, leaves, tree_map
 
@@ -75,8 +75,27 @@ class Recurrence:
         if self.hides:
             return None
         few = self._few(2)
-        with quiet(self.model), _looking():
-            return read_layout(self.call, few)
+        with quiet(self.model), settled(self.model), _looking():
+            found = read_layout(self.call, few)
+            return found if found is not None and self._starts_anew(found, few) else None
+
+    def _starts_anew(self, layout: Layout, few: Tree) -> bool:
+        """Whether a reset inside the layers is a reset of the model: nothing but the layers may read the state.
+
+        An attention over h_{t-1}, or a readout of it, would go on to see the state of before.
+        """
+        first, last = tree_map(lambda x: x[:1], few), tree_map(lambda x: x[-1:], few)
+        one, state = self.call(first, None)
+        two, after = self.call(last, None)
+        expected = leaves([tree_map(lambda a, b: torch.cat((a, b)), one, two), after])
+        other = tree_map(lambda h: torch.randn_like(h) if h.is_floating_point() or h.is_complex() else h, state)
+        inputs = tree_map(lambda a, b: torch.cat((a, b)), first, last)
+        rows = leaves(inputs)[0]
+        reset = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+        fresh = self._fresh_states(inputs, reset, layout)
+        with GatedForward(Edges(None, reset, None), fresh):
+            outputs, final = self.call(inputs, other)
+        return all(_close(a, b) for a, b in zip(leaves([outputs, final]), expected))
 
     @property
     def knows_steps(self) -> bool:
@@ -162,20 +181,29 @@ class Recurrence:
             # The initial state is not on an edge: it learns, whatever the gate before the first step.
             gates = edges.gates.index_fill(0, torch.tensor([0], device=edges.gates.device), 1)
             edges = Edges(gates, edges.reset, edges.valid)
-        fresh = None if edges.reset is None else self._fresh_states(inputs, edges.reset)
+        fresh = None if edges.reset is None else self._fresh_states(inputs, edges.reset, self.layout)
         with GatedForward(edges, fresh) as seen:
             outputs, final = self.call(inputs, state)
         return seen, outputs, final
 
-    def _fresh_states(self, inputs: Tree, reset: Tensor) -> list[tuple[Tensor, ...] | None] | None:
+    def _fresh_states(
+        self, inputs: Tree, reset: Tensor, layout: Layout | None
+    ) -> list[tuple[Tensor, ...] | None] | None:
         """The layers' initial states for each reset, as the model makes them from ``state=None`` and that step."""
-        if self.layout is not None and self.layout.origins <= {"recurrent"}:
+        if layout is not None and layout.origins <= {"recurrent"}:
             return None
         time, row = reset.nonzero().unbind(1)
         starts = tree_map(lambda x: x[time.to(x.device), row.to(x.device)].unsqueeze(0), inputs)
         with keep_random(), keep_buffers(self.model), GatedForward(Edges()) as seen:
             self.call(starts, None)
         return [None if _zero(track.given) else track.given for track in seen.tracks]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if not (a.is_floating_point() or a.is_complex()) or a.shape != b.shape:
+        return a.shape == b.shape
+    tolerance = torch.finfo(a.dtype).eps ** 0.5
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def _zero(state: tuple[Tensor, ...]) -> bool:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["keep_buffers", "keep_random", "quiet"]
+__all__ = ["keep_buffers", "keep_random", "quiet", "settled"]
 
 
 @contextmanager
@@ -51,3 +51,16 @@ def quiet(model: nn.Module) -> Iterator[None]:
     """
     with torch.no_grad(), keep_random(), keep_buffers(model):
         yield
+
+
+@contextmanager
+def settled(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, and back in the mode that each module was in."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
