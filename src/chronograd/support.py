@@ -42,7 +42,7 @@ ROWS = ("full", "chunks", "window k2 <= k1", "window k2 > k1", "random", "adapti
 _SPANS = ("window k2 > k1", "adaptive")
 _HOW = {
     ("layers", "full"): "one pass",
-    ("layers", "gates"): "one pass, the gates inside the layers; stretches between common cuts side by side",
+    ("layers", "gates"): "one pass, the gates inside the layers; ours lay stretches between common cuts side by side",
     ("layers", "spans"): "one forward pass, then windows as rows of a batch",
     ("opaque", "full"): "one pass",
     ("opaque", "gates"): "piece by piece between the steps where a gate is not 1",
