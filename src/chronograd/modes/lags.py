@@ -20,7 +20,7 @@ from chronograd.recurrence.adapters import Recurrence
 from chronograd.recurrence.states import leaves, tree_map
 
 from .losses import Losses
-from .windows import _device, _reset_gates
+from .replay import device_of, reset_gates
 
 __all__ = ["lag_cotangents"]
 
@@ -49,7 +49,7 @@ def lag_cotangents(
     outputs = None
     with torch.enable_grad():
         for t in range(depth):
-            edges = Edges(_reset_gates(reset[t : t + 1]), reset[t : t + 1], valid[t : t + 1]).to(_device(whole))
+            edges = Edges(reset_gates(reset[t : t + 1]), reset[t : t + 1], valid[t : t + 1]).to(device_of(whole))
             step = tree_map(lambda x, t=t: x[t : t + 1], inputs)
             outputs, state, own = recurrence.run_step(step, state, edges)
             seen.append(own if t == depth - 1 else leaves(state))

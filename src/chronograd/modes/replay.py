@@ -17,7 +17,7 @@ from chronograd.kernels import Edges
 from chronograd.recurrence.adapters import Recurrence
 from chronograd.recurrence.states import detach, leaves, tree_map
 
-__all__ = ["edges_of", "replay", "snapshot", "split", "stack_pieces"]
+__all__ = ["device_of", "edges_of", "replay", "reset_gates", "snapshot", "split", "stack_pieces"]
 
 
 def snapshot() -> list[Tensor]:
@@ -34,10 +34,19 @@ def _restore(states: Sequence[Tensor]) -> None:
         torch.cuda.set_rng_state(state, device)
 
 
+def device_of(piece: Piece) -> torch.device:
+    """The device of a piece's inputs."""
+    return next((leaf.device for leaf in leaves(piece.inputs)), torch.device("cpu"))
+
+
+def reset_gates(reset: Tensor) -> Tensor | None:
+    """Gates that cut at resets and nowhere else, float64; None where there are no resets."""
+    return torch.where(reset, 0.0, 1.0).to(torch.float64) if bool(reset.any()) else None
+
+
 def edges_of(piece: Piece) -> Edges:
     """The edges of a piece, on the device of its inputs."""
-    device = next((leaf.device for leaf in leaves(piece.inputs)), torch.device("cpu"))
-    return Edges(piece.gates, piece.reset, piece.valid).to(device)
+    return Edges(piece.gates, piece.reset, piece.valid).to(device_of(piece))
 
 
 def split(piece: Piece, step: int) -> tuple[Piece, Piece]:

@@ -22,9 +22,10 @@ from torch import Tensor
 from chronograd.carry import Piece
 from chronograd.kernels import Edges
 from chronograd.recurrence.adapters import Recurrence
-from chronograd.recurrence.states import detach, leaves, tree_map
+from chronograd.recurrence.states import detach, tree_map
 
 from .losses import Losses
+from .replay import device_of, reset_gates
 from .tally import Tally, saved_bytes
 
 __all__ = ["TILE_BYTES", "Reach", "span_gradient", "visit_states"]
@@ -45,7 +46,7 @@ def visit_states(recurrence: Recurrence, whole: Piece, state: Any, visits: Seque
     """Run forward without graphs: the states before the steps ``visits`` (ascending), and the final one."""
     asked = sorted(set(visits))
     with torch.no_grad():
-        edges = Edges(None, whole.reset, whole.valid).to(_device(whole))
+        edges = Edges(None, whole.reset, whole.valid).to(device_of(whole))
         _, final, states = recurrence.run_and_visit(whole.inputs, state, edges, asked)
     return {step: detach(found) for step, found in zip(asked, states)}, detach(final)
 
@@ -98,7 +99,7 @@ def _run_tile(
         return x[index.to(x.device)].flatten(1, 2)
 
     inputs = tree_map(lay, whole.inputs)
-    edges = Edges(_reset_gates(lay(whole.reset)), lay(whole.reset), lay(whole.valid)).to(_device(whole))
+    edges = Edges(reset_gates(lay(whole.reset)), lay(whole.reset), lay(whole.valid)).to(device_of(whole))
     begin = [states[span.start] for span in tile]
     state = None if begin[0] is None else recurrence.dims.join(begin) if len(begin) > 1 else begin[0]
     outputs, _ = recurrence.run(inputs, state, edges)
@@ -120,11 +121,3 @@ def _run_tile(
     return Losses(losses.loss_fn, tree_map(pick, losses.targets), pick(losses.weights), used).sum(
         tree_map(pick_output, outputs)
     )
-
-
-def _reset_gates(reset: Tensor) -> Tensor | None:
-    return torch.where(reset, 0.0, 1.0).to(torch.float64) if bool(reset.any()) else None
-
-
-def _device(piece: Piece) -> torch.device:
-    return next((leaf.device for leaf in leaves(piece.inputs)), torch.device("cpu"))
