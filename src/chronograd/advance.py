@@ -1,7 +1,8 @@
 """How a stretch of steps advances a stream: its gradient is added up, and the next carry says what stays open.
 
-Under gates the stretch runs as one, behind the open segment. Under spans it runs forward once and its windows are rows
-of a batch; an adaptive truncation measures and decides on the way.
+Under gates the stretch runs as one, behind the open segment; where the step is known and all rows are cut together,
+what lies between the cuts is taken as spans. Under spans it runs forward once and they are rows of a batch; an
+adaptive truncation measures and decides on the way.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from .carry import Carry, Piece, Segment
 from .modes.gated import gated_gradient
 from .modes.lags import lag_cotangents
 from .modes.losses import Losses
-from .modes.replay import snapshot, split, stack_pieces
+from .modes.replay import restore, snapshot, split, stack_pieces
 from .modes.tally import Tally
-from .modes.windows import Reach, span_gradient, visit_states
+from .modes.windows import Reach, between_cuts, span_gradient, visit_states
 from .recurrence.adapters import Recurrence
+from .recurrence.quiet import keep_buffers
 from .stretch import Stretch
 from .truncation import AdaptiveTruncation, Full, GatePlan, SpanPlan, Truncation
 from .truncation.adaptive import LagStatistics
@@ -41,12 +43,40 @@ def advance_gated(run: Run, stretch: Stretch, truncation: Truncation) -> Carry:
     """Add the gradient of a stretch under gates; the carry after it."""
     plan = truncation.plan(stretch.place)
     assert isinstance(plan, GatePlan)
+    if found := _between_cuts(run, stretch, plan):
+        return found
     parts, keep = gate_parts(stretch, plan)
     segment = stretch.carry.segment
     before, final, ran = gated_gradient(
         run.recurrence, segment.pieces, segment.state, parts, run.losses, run.scale, run.tally
     )
     return handed_on(stretch, plan.since, [*segment.pieces, *ran], before, final, keep)
+
+
+def _between_cuts(run: Run, stretch: Stretch, plan: GatePlan) -> Carry | None:
+    """The same as spans, where the step is known and few rows are cut at the same steps; None where that is not so.
+
+    Chunks are windows (k, k). A model that draws random numbers is left to the gates, which run every step once.
+    """
+    several = bool((plan.gates[1:] == 0).all(1).any())
+    if not several or stretch.piece.valid.shape[1] > run.recurrence.few_rows:
+        return None
+    stretch = replace(stretch, piece=replace(stretch.piece, gates=plan.gates))
+    segment = stretch.carry.segment
+    whole = _whole(stretch)
+    spans = between_cuts(whole, whole.steps - stretch.piece.steps)
+    if spans is None:
+        return None
+    _, keep = gate_parts(stretch, plan)
+    keep -= segment.start
+    visits = [visit for visit in [*(span.start for span in spans), keep] if visit < whole.steps]
+    random = snapshot()
+    with keep_buffers(run.recurrence.model):
+        path = visit_states(run.recurrence, whole, segment.state, visits)
+    if any(not torch.equal(a, b) for a, b in zip(random, snapshot())):
+        restore(random)
+        return None
+    return _spanned(run, stretch, whole, spans, keep, plan.since, *path)
 
 
 def gate_parts(stretch: Stretch, plan: GatePlan) -> tuple[list[Piece], int]:
@@ -129,9 +159,7 @@ def _windows(
 ) -> tuple[Carry, LagStatistics | None]:
     """Add the gradient of a plan's windows; the carry after it, and what was measured of the last window's lags."""
     segment = stretch.carry.segment
-    stretch = replace(stretch, piece=replace(stretch.piece, random=snapshot()))
-    whole = stack_pieces([*segment.pieces, stretch.piece])
-    history = whole.steps - stretch.piece.steps
+    whole = _whole(stretch)
     # After a cut of the carry, a window reaches no further than to the cut.
     spans = [
         Reach(max(0, span.start - segment.start), span.first - segment.start, span.last - segment.start)
@@ -144,18 +172,36 @@ def _windows(
     starts = [step - measure.depth + 1 for step in sampled] if measure is not None else []
     visits = [visit for visit in [*(span.start for span in spans), *starts, keep] if visit < whole.steps]
     states, final = visit_states(run.recurrence, whole, segment.state, visits)
-    if 0 in states:
-        states[0] = segment.state  # the given one, so that its gradient can be taken
-    span_gradient(run.recurrence, whole, states, spans, run.losses, history, run.scale, run.tally)
-    statistics = _measure(run, whole, states, sampled, measure.depth) if measure is not None and sampled else None
-    if keep >= whole.steps:
-        pieces, before = [whole], [segment.state]
-    elif keep:
-        pieces, before = list(split(whole, keep)), [segment.state, states[keep]]
-    else:
-        pieces, before = [whole], [segment.state]
     since = Full().plan(stretch.place).since
-    return handed_on(stretch, since, pieces, before, final, segment.start + keep), statistics
+    carry = _spanned(run, stretch, whole, spans, keep, since, states, final)
+    statistics = _measure(run, whole, states, sampled, measure.depth) if measure is not None and sampled else None
+    return carry, statistics
+
+
+def _whole(stretch: Stretch) -> Piece:
+    """The open segment and the stretch as one piece, with the random state it begins with."""
+    return stack_pieces([*stretch.carry.segment.pieces, replace(stretch.piece, random=snapshot())])
+
+
+def _spanned(
+    run: Run,
+    stretch: Stretch,
+    whole: Piece,
+    spans: list[Reach],
+    keep: int,
+    since: Tensor,
+    states: dict[int, Any],
+    final: Any,
+) -> Carry:
+    """Add the gradient of spans, given the ``states`` at their starts; the carry keeps the steps from ``keep`` on."""
+    segment = stretch.carry.segment
+    given = {**states, 0: segment.state}  # the given one, so that its gradient can be taken
+    history = whole.steps - stretch.piece.steps
+    span_gradient(run.recurrence, whole, given, spans, run.losses, history, run.scale, run.tally)
+    pieces, before = [whole], [segment.state]
+    if 0 < keep < whole.steps:
+        pieces, before = list(split(whole, keep)), [segment.state, states[keep]]
+    return handed_on(stretch, since, pieces, before, final, segment.start + keep)
 
 
 def _measure(run: Run, whole: Piece, states: dict[int, Any], sampled: list[int], depth: int) -> LagStatistics | None:

@@ -39,12 +39,15 @@ class Support:
 # One row for each truncation; a window is gates or spans by its two numbers.
 ROWS = ("full", "chunks", "window k2 <= k1", "window k2 > k1", "random", "adaptive")
 
+_WAYS = {"full": "full", "chunks": "cuts", "window k2 <= k1": "cuts", "random": "gates"}
 _SPANS = ("window k2 > k1", "adaptive")
 _HOW = {
     ("layers", "full"): "one pass",
-    ("layers", "gates"): "one pass, the gates inside the layers; ours lay stretches between common cuts side by side",
+    ("layers", "cuts"): "stretches between cuts as rows of a batch (few rows; else one by one)",
+    ("layers", "gates"): "one pass, the gates inside the layers",
     ("layers", "spans"): "one forward pass, then windows as rows of a batch",
     ("opaque", "full"): "one pass",
+    ("opaque", "cuts"): "stretch by stretch",
     ("opaque", "gates"): "piece by piece between the steps where a gate is not 1",
     ("opaque", "spans"): "one forward pass, then windows as rows of a batch",
     ("whole", "full"): "one call, no history",
@@ -85,7 +88,8 @@ def find(row: str, mode: str, kind: str, door: Door = "value_and_grad") -> Suppo
         return _WHOLE
     if door == "unroll" and row in _SPANS:
         return _NO_WINDOWS
-    return Support(_HOW[kind, "full" if row == "full" else "spans" if row in _SPANS else "gates"])
+    way = _WAYS.get(row, "spans")
+    return Support(_HOW[kind, "gates" if door == "unroll" and way == "cuts" else way])
 
 
 def every(door: Door = "value_and_grad") -> Iterator[tuple[str, str, str, Support]]:

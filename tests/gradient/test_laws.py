@@ -409,3 +409,55 @@ def test_a_loader_may_use_its_buffers_again():
     buffer.zero_()
     gradient, _ = cg.value_and_grad(model, squared, x[4:], y[4:], carry, truncation=cg.Chunks(8))
     assert torch.equal(gradient.loss, expected.loss)
+
+
+class Counting(nn.Module):
+    """A cell that counts its calls, those with a graph and those without, and draws a mask where it is told to."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.cell, self.dropout = nn.GRUCell(2, 4), dropout
+        self.calls = {True: 0, False: 0}
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x, h):
+        self.calls[torch.is_grad_enabled()] += 1
+        self.seen += 1
+        x = nn.functional.dropout(x, self.dropout) if self.dropout else x
+        return self.cell(x, h)
+
+
+@pytest.mark.parametrize("truncation", [cg.Chunks(5), cg.Window(5, 5), cg.Window(1, 5)], ids=str)
+def test_where_the_step_is_known_the_graph_holds_as_many_steps_as_the_longest_stretch(truncation):
+    x, y = data(40)
+    cell = Counting().double()
+    model = cg.Recurrent(cell)
+    cg.value_and_grad(model, squared, x[:3], y[:3, :, :1])  # what the model is looked at for is not counted below
+    cell.calls = {True: 0, False: 0}
+    cg.value_and_grad(model, squared, x, y[..., :1], truncation=truncation)
+    # One batch of 5 steps; stretches that begin with the initial state lie apart, by length: 1, 2..3, 4..5.
+    assert cell.calls[True] <= 5 + 1 + 3 + 5
+    assert cell.calls[False] >= 35
+
+
+def test_a_model_that_draws_runs_every_step_once_between_cuts():
+    x, y = data(20)
+    cell = Counting(dropout=0.5).double()
+    model = cg.Recurrent(cell, nn.Linear(4, 2)).double()
+    torch.manual_seed(3)
+    gradient, _ = cg.value_and_grad(model, squared, x, y, cg.Carry.start(2, seed=0), truncation=cg.Chunks(5))
+    torch.manual_seed(3)
+    state, loss = None, 0
+    for begin in range(0, 20, 5):
+        outputs, state = model(x[begin : begin + 5], None if state is None else state.detach())
+        loss = loss + squared(outputs, y[begin : begin + 5]).sum() / 40
+    loss.backward()
+    assert_same_grads(gradient.grads, {name: p.grad for name, p in model.named_parameters()})
+
+
+def test_the_pass_that_finds_the_starts_of_stretches_leaves_buffers_alone():
+    x, y = data(20)
+    cell = Counting().double()
+    model = cg.Recurrent(cell)
+    cg.value_and_grad(model, squared, x, y[..., :1], truncation=cg.Chunks(5))
+    assert float(cell.seen) <= 2 * 5

@@ -217,12 +217,19 @@ def test_kind(name):
     assert list(recurrence.dims.dims) == expected
 
 
+SIDE_BY_SIDE = {
+    "torch layer": nn.GRU(3, 4),
+    "torch cell": nn.GRUCell(3, 4),
+    "recurrent": cg.Recurrent(nn.GRUCell(3, 4)),
+    "opaque": Hand(),
+}
+
+
 def test_what_lays_stretches_side_by_side():
     x = torch.randn(3, 2, 3)
-    assert adapt(cg.GRU(3, 4), x).folds and not adapt(cg.GRU(3, 4), x).knows_steps
-    assert not adapt(nn.GRU(3, 4), x).folds
-    assert adapt(nn.GRUCell(3, 4), x).knows_steps and not adapt(nn.GRUCell(3, 4), x).folds
-    assert not adapt(Hand(), x).knows_steps and not adapt(Hand(), x).folds
+    rows = {name: adapt(model, x).few_rows for name, model in SIDE_BY_SIDE.items()}
+    assert adapt(cg.GRU(3, 4), x).folds and not any(adapt(model, x).folds for model in SIDE_BY_SIDE.values())
+    assert rows == {"torch layer": 8, "torch cell": 32, "recurrent": 32, "opaque": 0}
 
 
 @pytest.mark.parametrize("name", MODELS)

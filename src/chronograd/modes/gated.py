@@ -1,9 +1,8 @@
 """Reverse mode under gates: run the open segment again, go on through the new steps, walk back once.
 
 Where all rows are cut at the same step, what lies before and after is differentiated by itself: in groups of
-    stretches whose stored states stay
-within ``GROUP_BYTES`` for layers that lay stretches side by side, stretch by stretch for the others. So regular
-truncation keeps the memory of a chunk, not of the whole call.
+stretches whose stored states stay within ``GROUP_BYTES`` for layers that lay stretches side by side, stretch by
+stretch for the others. So regular truncation keeps the memory of a chunk, not of the whole call.
 """
 
 from __future__ import annotations

@@ -35,8 +35,7 @@ class Losses:
         """sum(w l) over the used entries, or None where there is none.
 
         Entries that are not used are filled with one that is, before the loss sees them, and selected away after:
-            whatever they
-        hold (padding, NaN, a class out of range) reaches neither the loss nor a gradient.
+        whatever they hold (padding, NaN, a class out of range) reaches neither the loss nor a gradient.
 
         Raises:
             ValueError: where the loss is not one number for each step and row.

@@ -17,7 +17,7 @@ from chronograd.kernels import Edges
 from chronograd.recurrence.adapters import Recurrence
 from chronograd.recurrence.states import detach, leaves, tree_map
 
-__all__ = ["device_of", "edges_of", "replay", "reset_gates", "snapshot", "split", "stack_pieces"]
+__all__ = ["device_of", "edges_of", "replay", "reset_gates", "restore", "snapshot", "split", "stack_pieces"]
 
 
 def snapshot() -> list[Tensor]:
@@ -28,7 +28,8 @@ def snapshot() -> list[Tensor]:
     return states
 
 
-def _restore(states: Sequence[Tensor]) -> None:
+def restore(states: Sequence[Tensor]) -> None:
+    """Set torch's generators to a ``snapshot``."""
     torch.set_rng_state(states[0])
     for device, state in enumerate(states[1:]):
         torch.cuda.set_rng_state(state, device)
@@ -77,10 +78,10 @@ def replay(recurrence: Recurrence, pieces: Sequence[Piece], state: Any) -> tuple
     try:
         for piece in pieces:
             before.append(detach(state))
-            _restore(piece.random)
+            restore(piece.random)
             _, state = recurrence.run(piece.inputs, state, edges_of(piece))
     finally:
-        _restore(now)
+        restore(now)
     return before, state
 
 

@@ -1,12 +1,13 @@
-"""Reverse mode over spans: windows are rows of a batch.
+"""Reverse mode over spans: windows, and stretches between common cuts, are rows of a batch.
 
-Given the states of one forward pass, windows do not depend on one another. So the stretch runs forward once without
-graphs, stopping by at every window's start, and then all windows run side by side, as rows, in k2 sequential steps;
-in tiles whose stored states stay within ``TILE_BYTES``.
+Given the states of one forward pass, windows do not depend on one another, and neither does what lies between two
+steps at which every row is cut. So the stretch runs forward once without graphs, stopping by at every span's start,
+and then all spans run side by side, as rows, in as many sequential steps as the longest has; in tiles of no more rows
+than pay, whose stored states stay within ``TILE_BYTES``.
 
-Cost: one forward pass, and k2 / k1 times forward and backward. A model that draws random numbers (dropout) draws new
-    ones
-in each window.
+Cost: one forward pass, and the steps of all spans forward and backward (k2 / k1 times the stretch for windows, once
+for cuts). A model that draws random numbers (dropout) draws new ones in each window; stretches between cuts are then
+left to ``gated``, which runs every step once.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from .losses import Losses
 from .replay import device_of, reset_gates
 from .tally import Tally, saved_bytes
 
-__all__ = ["TILE_BYTES", "Reach", "span_gradient", "visit_states"]
+__all__ = ["TILE_BYTES", "Reach", "between_cuts", "span_gradient", "visit_states"]
 
 TILE_BYTES = 256 * 2**20
+ROWS = 512  # more rows side by side are no faster
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,19 @@ class Reach:
     start: int
     first: int
     last: int
+
+
+def between_cuts(whole: Piece, history: int) -> list[Reach] | None:
+    """What lies between the steps at which every row is cut, as spans of the losses after ``history`` steps.
+
+    None where a gate does anything else than to cut all rows, beside the resets.
+    """
+    cuts = (whole.gates == 0).all(1)
+    if not bool((cuts | ((whole.gates == 1) | whole.reset).all(1)).all()):
+        return None
+    starts = sorted({0, *cuts.nonzero().flatten().tolist()})
+    spans = [Reach(start, max(start, history), end - 1) for start, end in zip(starts, [*starts[1:], whole.steps])]
+    return [span for span in spans if span.last >= history]
 
 
 def visit_states(recurrence: Recurrence, whole: Piece, state: Any, visits: Sequence[int]) -> tuple[dict[int, Any], Any]:
@@ -68,23 +83,27 @@ def span_gradient(
         states: the state before each span's start.
         losses: of the new steps.
     """
-    rows = whole.valid.shape[1]
+    useful = max(1, ROWS // whole.valid.shape[1])
     for group in _alike(spans, states):
-        count, at, together = saved_bytes(), 0, max(1, 256 // rows)
+        count, at, together = saved_bytes(), 0, max(1, useful // 2)
         while at < len(group):
             tile = group[at : at + together]
             with count if at == 0 else nullcontext():
                 loss = _run_tile(recurrence, whole, states, tile, losses, history)
             tally.add(loss, scale)
+            if at == 0:
+                together = max(1, min(useful, int(TILE_BYTES // max(1, count.total // len(tile)))))
             at += len(tile)
-            together = max(1, int(TILE_BYTES // max(1, count.total // max(1, min(len(group), max(1, 256 // rows))))))
 
 
 def _alike(spans: Sequence[Reach], states: dict[int, Any]) -> list[list[Reach]]:
-    """Spans that can be rows of one batch: those that begin with the model's own initial state are apart."""
-    fresh = [span for span in spans if states[span.start] is None]
-    going = [span for span in spans if states[span.start] is not None]
-    return [group for group in (fresh, going) if group]
+    """Spans that can be rows of one batch: of about one length, and those that begin with the model's own initial
+    state apart.
+    """
+    groups: dict[tuple[bool, int], list[Reach]] = {}
+    for span in spans:
+        groups.setdefault((states[span.start] is None, (span.last - span.start + 1).bit_length()), []).append(span)
+    return list(groups.values())
 
 
 def _run_tile(

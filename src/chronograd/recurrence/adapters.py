@@ -98,16 +98,20 @@ class Recurrence:
         return all(_close(a, b) for a, b in zip(leaves([outputs, final]), expected))
 
     @property
-    def knows_steps(self) -> bool:
-        """Whether a stretch costs no more as rows of a batch than step by step: cells in ``Recurrent``, loops of
-        torch cells.
-        """
-        return self.layout is not None and bool(self.layout.origins & {"recurrent", "cell"})
-
-    @property
     def folds(self) -> bool:
         """Whether the layers' own way back lays stretches side by side."""
         return self.layout is not None and self.layout.origins <= {"own"}
+
+    @property
+    def few_rows(self) -> int:
+        """Up to how many rows stretches gain from being laid side by side as rows of a batch (measured).
+
+        With more, each of their matrix products is full by itself, and the forward pass that finds their starts costs
+        more than it saves. 0 where the step is not known, or the layers lay stretches side by side themselves.
+        """
+        if self.layout is None or self.folds:
+            return 0
+        return 8 if self.layout.origins <= {"torch"} else 32
 
     @cached_property
     def dims(self) -> RowDims:
@@ -148,7 +152,8 @@ class Recurrence:
         if edges.plain and not any(visits):
             outputs, final = self.call(inputs, state)
             return outputs, final, [state for _ in visits]
-        if self.layout is not None:
+        native = edges.plain and self.layout is not None and self.layout.origins <= {"torch"}
+        if self.layout is not None and not native:  # between visits torch's layers run as they are
             random = torch.get_rng_state()
             seen, outputs, final = self._gated(inputs, state, edges)
             if self.layout.holds(final, seen, leaves(inputs)[0].shape[0]):

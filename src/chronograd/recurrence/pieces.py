@@ -39,11 +39,12 @@ def run_pieces(
         Outputs (T, B, ...), the final state, the states before ``visits``, and the state as the last call returned it.
     """
     steps = leaves(inputs)[0].shape[0]
-    bounds = sorted({0, *_bounds(edges, steps), *visits})
+    wanted = set(visits)
+    bounds = sorted({0, *_bounds(edges, steps), *wanted})
     resets, frozen = edges.reset_steps(), edges.frozen_steps()
     outputs, states, returned = [], [], None
     for begin, end in zip(bounds, [*bounds[1:], steps]):
-        if begin in visits:
+        if begin in wanted:
             states.append(state)
         piece = tree_map(lambda x, b=begin, e=end: x[b:e], inputs)
         if state is not None and edges.gates is not None:
