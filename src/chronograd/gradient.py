@@ -118,7 +118,7 @@ def value_and_grad(
     gradient = _result(
         tally, weight, stretch.piece, past, segment if wrt_inputs and segment.start == 0 else None, wrt_inputs
     )
-    if not math.isfinite(float(gradient.loss)):
+    if not _finite([gradient.loss, *gradient.grads.values()]):
         explain_not_finite(stretch.piece, losses)
     return gradient, _sealed(carry)
 
@@ -164,6 +164,8 @@ def unroll(
     assert isinstance(plan, GatePlan)
     parts, keep = gate_parts(stretch, plan)
     outputs, before, final, ran = gated_unroll(recurrence, segment.pieces, segment.state, parts)
+    if not _finite(leaves(final)):
+        explain_not_finite(stretch.piece)
     return outputs, _sealed(handed_on(stretch, plan.since, [*segment.pieces, *ran], before, final, keep))
 
 
@@ -209,6 +211,12 @@ def _result(
     past_inputs = tree_map(lambda *parts: torch.cat(parts), *gone) if gone else None
     state = tally.of(given.state) if given is not None and given.state is not None else None
     return Gradient(loss, grads, weight, tally.of(piece.inputs), past_inputs, state)
+
+
+def _finite(tensors: list[Tensor]) -> bool:
+    """Whether no tensor holds NaN or infinity; one number is read for all."""
+    sums = [x.detach().sum().abs().float() for x in tensors if x.is_floating_point() or x.is_complex()]
+    return not sums or math.isfinite(float(torch.stack([each.to(sums[0].device) for each in sums]).sum()))
 
 
 def _as_leaves(tree: Any) -> Any:

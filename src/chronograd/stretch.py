@@ -6,17 +6,20 @@ whatever it held (NaN, a token out of range) reaches neither the model nor a gra
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
 
-from .carry import Carry, Piece
+from .carry import Carry, Piece, whole_seed
 from .modes.losses import Losses
+from .recurrence.contract import WatchedLoss, shown
 from .recurrence.states import leaves, tree_map
-from .truncation import Place
+from .truncation import Place, Truncation
 
 __all__ = ["Stretch", "explain_not_finite", "lay_losses", "lay_stretch"]
 
@@ -32,20 +35,30 @@ class Stretch:
     def place(self) -> Place:
         """Where a truncation is asked for its plan."""
         stream = self.carry.stream
-        return Place(stream.position, self.piece.steps, stream.rows, stream.seed, stream.since, self.piece.reset)
+        # A stream without a seed is under a truncation that draws nothing (lay_stretch).
+        seed = 0 if stream.seed is None else stream.seed
+        return Place(stream.position, self.piece.steps, stream.rows, seed, stream.since, self.piece.reset)
 
 
 def lay_stretch(
-    inputs: Any, carry: Carry | None, reset: Tensor | None, lengths: Tensor | None, seed: int | None
+    inputs: Any,
+    carry: Carry | None,
+    reset: Tensor | None,
+    lengths: Tensor | None,
+    seed: int | None,
+    truncation: Truncation | None = None,
 ) -> Stretch:
     """Check a call's inputs, resets and lengths against its carry.
+
+    A stream without a seed takes one from torch's generator where ``truncation`` is random (or not known), and only
+    there: under any other the generator is the model's alone.
 
     Raises:
         TypeError, ValueError: in one line each.
     """
     steps, rows = _shape(inputs)
     if carry is None:
-        carry = Carry.start(rows, seed=seed)
+        carry = Carry.start(rows, seed=whole_seed(seed))
     elif not isinstance(carry, Carry):
         raise TypeError(
             f"carry must be what an earlier call returned, or None, not {type(carry).__name__}; "
@@ -66,11 +79,22 @@ def lay_stretch(
     starts[0] = False if fresh else starts[0] | (valid[0] & ~stream.begun)
     gates = torch.ones(steps, rows, dtype=torch.float64)
     piece = Piece(_fill_padding(inputs, valid), gates, starts, valid, [])
+    if stream.seed is None and (truncation is None or (isinstance(truncation, Truncation) and truncation.random)):
+        carry = replace(carry, stream=replace(stream, seed=int(torch.randint(2**62, ()))))
     return Stretch(carry, piece)
 
 
-def lay_losses(loss_fn: Callable[[Any, Any], Tensor], targets: Any, weights: Tensor | None, valid: Tensor) -> Losses:
+def lay_losses(
+    loss_fn: Callable[[Any, Any], Tensor],
+    targets: Any,
+    weights: Tensor | None,
+    valid: Tensor,
+    parameters: Iterable[Tensor] | None = None,
+) -> Losses:
     """Check a call's targets and weights, and lay out its losses.
+
+    ``parameters`` are the model's trainable ones: where they are given, a loss that depends on others is refused when
+    it is first computed.
 
     Raises:
         TypeError, ValueError: in one line each.
@@ -78,7 +102,16 @@ def lay_losses(loss_fn: Callable[[Any, Any], Tensor], targets: Any, weights: Ten
     shape = tuple(valid.shape)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (T, B), not {type(loss_fn).__name__}")
-    for leaf in leaves(targets):
+    if parameters is not None:
+        loss_fn = WatchedLoss(loss_fn, parameters)
+    for leaf in pytree.tree_leaves(targets):
+        if not isinstance(leaf, Tensor | None):
+            raise TypeError(
+                f"targets must be tensors (T, B, ...), a nesting of them or None; they hold a {type(leaf).__name__}: "
+                "torch.as_tensor makes a tensor of arrays and lists, constants belong into loss_fn"
+            )
+        if leaf is None:
+            continue
         if tuple(leaf.shape[:2]) != shape:
             raise ValueError(
                 f"targets have shape {tuple(leaf.shape)}, expected as of inputs (T, B, ...) = "
@@ -87,7 +120,7 @@ def lay_losses(loss_fn: Callable[[Any, Any], Tensor], targets: Any, weights: Ten
     if weights is None:
         return Losses(loss_fn, targets, torch.ones(shape), valid)
     if not isinstance(weights, Tensor) or tuple(weights.shape) != shape or weights.is_complex():
-        raise ValueError(f"weights must be a real tensor of shape (T, B) = {shape}, not {_describe(weights)}")
+        raise ValueError(f"weights must be a real tensor of shape (T, B) = {shape}, not {shown(weights)}")
     weights = weights.detach().cpu()
     weights = weights if weights.is_floating_point() else weights.float()
     if not bool(((weights >= 0) & (weights < torch.inf)).all()):
@@ -98,13 +131,16 @@ def lay_losses(loss_fn: Callable[[Any, Any], Tensor], targets: Any, weights: Ten
     return Losses(loss_fn, targets, weights, valid & (weights > 0))
 
 
-def explain_not_finite(piece: Piece, losses: Losses) -> None:
-    """Say where the data itself holds NaN or infinity; silent where it does not.
+def explain_not_finite(piece: Piece, losses: Losses | None = None) -> None:
+    """Say where the data itself (inputs, and targets of losses) holds NaN or infinity; silent where it does not.
 
     Raises:
         ValueError: with the step and row of the first one.
     """
-    for name, tree, counts in (("inputs", piece.inputs, piece.valid), ("targets", losses.targets, losses.used)):
+    data = [("inputs", piece.inputs, piece.valid)]
+    if losses is not None:
+        data.append(("targets", losses.targets, losses.used))
+    for name, tree, counts in data:
         for leaf in leaves(tree):
             if not (leaf.is_floating_point() or leaf.is_complex()):
                 continue
@@ -124,6 +160,16 @@ def explain_not_finite(piece: Piece, losses: Losses) -> None:
 
 def _shape(inputs: Any) -> tuple[int, int]:
     flat = leaves(inputs)
+    for leaf in pytree.tree_leaves(inputs, is_leaf=lambda part: isinstance(part, PackedSequence)):
+        if isinstance(leaf, PackedSequence):
+            raise TypeError(
+                "inputs hold a PackedSequence, whose rows are interleaved; unpack it with pad_packed_sequence and give "
+                "the lengths as lengths=..."
+            )
+        if flat and not isinstance(leaf, Tensor | int | float | str | None):
+            raise TypeError(
+                f"inputs hold a {type(leaf).__name__}; make them of tensors (T, B, ...), as torch.as_tensor does"
+            )
     if not flat:
         raise TypeError(f"inputs must be a tensor (T, B, ...) or a nesting of them, not {type(inputs).__name__}")
     for leaf in flat:
@@ -141,9 +187,13 @@ def _shape(inputs: Any) -> tuple[int, int]:
 def _valid(lengths: Tensor | None, steps: int, rows: int) -> Tensor:
     if lengths is None:
         return torch.ones(steps, rows, dtype=torch.bool)
-    lengths = torch.as_tensor(lengths).cpu()
-    if tuple(lengths.shape) != (rows,) or lengths.dtype.is_floating_point or lengths.dtype == torch.bool:
-        raise ValueError(f"lengths must be whole numbers of shape (B,) = ({rows},), not {_describe(lengths)}")
+    try:
+        lengths = torch.as_tensor(lengths).cpu()
+    except (TypeError, ValueError, RuntimeError):  # text, or lists of no one shape
+        raise TypeError(f"lengths must be whole numbers of shape (B,) = ({rows},), not {shown(lengths)}") from None
+    whole = not (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool)
+    if tuple(lengths.shape) != (rows,) or not whole:
+        raise ValueError(f"lengths must be whole numbers of shape (B,) = ({rows},), not {shown(lengths)}")
     if bool(((lengths < 0) | (lengths > steps)).any()):
         row = int(((lengths < 0) | (lengths > steps)).nonzero()[0])
         raise ValueError(
@@ -159,7 +209,7 @@ def _resets(reset: Tensor | None, valid: Tensor) -> Tensor:
     if not isinstance(reset, Tensor) or reset.dtype != torch.bool or reset.shape != valid.shape:
         raise ValueError(
             f"reset must be a bool tensor of shape (T, B) = {tuple(valid.shape)}, True where a row starts anew, "
-            f"not {_describe(reset)}"
+            f"not {shown(reset)}"
         )
     reset = reset.detach().cpu()
     if bool((reset & ~valid).any()):
@@ -186,11 +236,3 @@ def _fill_padding(inputs: Any, valid: Tensor) -> Any:
 def _first(mask: Tensor) -> tuple[int, int]:
     t, b = mask.nonzero()[0].tolist()
     return t, b
-
-
-def _describe(value: Any) -> str:
-    return (
-        f"{value.dtype} {tuple(value.shape)}".replace("torch.", "")
-        if isinstance(value, Tensor)
-        else type(value).__name__
-    )

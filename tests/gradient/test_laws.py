@@ -461,3 +461,78 @@ def test_the_pass_that_finds_the_starts_of_stretches_leaves_buffers_alone():
     model = cg.Recurrent(cell)
     cg.value_and_grad(model, squared, x, y[..., :1], truncation=cg.Chunks(5))
     assert float(cell.seen) <= 2 * 5
+
+
+class Reading(nn.Module):
+    """A decoder that attends over a memory of its own at each step, or over the steps themselves."""
+
+    def __init__(self, over_time=False):
+        super().__init__()
+        self.cell, self.attention = nn.GRUCell(2, 4), nn.MultiheadAttention(4, 1)
+        self.memory, self.over_time = nn.Parameter(torch.randn(5, 1, 4)), over_time
+
+    def forward(self, inputs, state):
+        state = inputs.new_zeros(inputs.shape[1], 4) if state is None else state
+        states = []
+        for x in inputs:
+            state = self.cell(x, state)
+            states.append(state)
+        history = torch.stack(states)
+        memory = history if self.over_time else self.memory.expand(-1, inputs.shape[1], -1)
+        return self.attention(history, memory, memory)[0], state
+
+
+def test_attention_over_a_memory_of_its_own_hides_no_steps():
+    x, y = data(8)
+    y = torch.cat((y, y), -1)
+    with pytest.raises(ValueError, match="attention attends over time"):
+        cg.value_and_grad(Reading(over_time=True).double(), squared, x, y, truncation=cg.Chunks(4))
+    model = Reading().double()
+    gradient, _ = cg.value_and_grad(model, squared, x, y, truncation=cg.Chunks(4))
+    first, state = model(x[:4], None)
+    second, _ = model(x[4:], state.detach())
+    squared(torch.cat((first, second)), y).mean().backward()
+    assert_same_grads(gradient.grads, {name: p.grad for name, p in model.named_parameters()})
+
+
+def test_a_model_made_for_one_batch_size_takes_its_windows_one_by_one():
+    class Fixed(nn.Module):
+        state_row_dim = 0
+
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.GRUCell(2, 2)
+
+        def forward(self, inputs, state):
+            state = inputs.new_zeros(3, 2) if state is None else state
+            outputs = []
+            for x in inputs:
+                state = self.cell(x, state.reshape(3, 2)) * 1.0
+                outputs.append(state)
+            return torch.stack(outputs), state
+
+    x, y = torch.randn(8, 3, 2).double(), torch.randn(8, 3, 2).double()
+    model = Fixed().double()
+    gradient, _ = cg.value_and_grad(model, squared, x, y, truncation=cg.Window(2, 4))
+    expected, _ = cg.value_and_grad(cg.Recurrent(Doubled(model.cell)), squared, x, y, truncation=cg.Window(2, 4))
+    assert_same_grads({f"cell.{n}": g for n, g in gradient.grads.items()}, expected.grads)
+
+
+class Doubled(nn.Module):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x, h):
+        return self.cell(x, h) * 1.0
+
+
+def test_nan_behind_the_last_loss_that_counts_is_named():
+    x, y = data(6)
+    x[4, 1] = torch.nan
+    weights = torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]).unsqueeze(1).expand(6, 2)
+    for model in (nn.GRU(2, 2).double(), MODELS["opaque"]().double()):
+        with pytest.raises(ValueError, match="inputs hold NaN or infinity at step 4 of this call, row 1"):
+            cg.value_and_grad(model, squared, x, y, weights=weights)
+        with pytest.raises(ValueError, match="inputs hold NaN or infinity at step 4 of this call, row 1"):
+            cg.unroll(model, x)

@@ -110,7 +110,8 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "chronograd's layers cannot be differentiated twice (create_graph=True); use torch.nn's layers for that"
+                "a recurrent layer of chronograd, or one of torch under gates, cannot be differentiated twice "
+                "(create_graph=True); cells in a loop can: cg.Recurrent(torch.nn.GRUCell(d, H))"
             )
         cell, edges = ctx.cell, ctx.edges
         weight, kept, *saved = ctx.saved_tensors

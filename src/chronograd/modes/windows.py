@@ -88,8 +88,14 @@ def span_gradient(
         count, at, together = saved_bytes(), 0, max(1, useful // 2)
         while at < len(group):
             tile = group[at : at + together]
-            with count if at == 0 else nullcontext():
-                loss = _run_tile(recurrence, whole, states, tile, losses, history)
+            try:
+                with count if at == 0 else nullcontext():
+                    loss = _run_tile(recurrence, whole, states, tile, losses, history)
+            except Exception:
+                if len(tile) == 1:
+                    raise
+                useful = together = 1  # a model made for one batch size: what else is wrong is wrong for one span too
+                continue
             tally.add(loss, scale)
             if at == 0:
                 together = max(1, min(useful, int(TILE_BYTES // max(1, count.total // len(tile)))))

@@ -32,6 +32,7 @@ __all__ = ["Recurrence", "adapt", "hidden_steps"]
 
 Tree = Any
 _ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+_ATTENDS = "attends over time"
 _CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 
 
@@ -46,7 +47,7 @@ def hidden_steps(model: nn.Module) -> str | None:
         if isinstance(module, nn.RNNBase) and module.bidirectional:
             return f"{name or type(module).__name__} is bidirectional"
         if isinstance(module, _ATTENTION):
-            return f"{name or type(module).__name__} attends over time"
+            return f"{name or type(module).__name__} {_ATTENDS}"
     return None
 
 
@@ -60,7 +61,31 @@ class Recurrence:
         self.model = model
         self.call = call
         self._sample = sample
-        self.hides: str | None = hidden_steps(model)
+
+    @cached_property
+    def hides(self) -> str | None:
+        """Why the steps of this model cannot be told apart, or None.
+
+        Attention may look at a memory that is the same for all steps, so a model that attends is run step by step:
+        where its outputs are those of one call, it hides nothing.
+        """
+        why = hidden_steps(self.model)
+        few = self._few(3)
+        if why is None or not why.endswith(_ATTENDS) or leaves(few)[0].shape[0] < 2:
+            return why
+        return None if self._runs_stepwise(few) else why
+
+    def _runs_stepwise(self, few: Tree) -> bool:
+        with quiet(self.model), settled(self.model):
+            try:
+                whole, outputs, state = self.call(few, None)[0], [], None
+                for t in range(leaves(few)[0].shape[0]):
+                    step, state = self.call(tree_map(lambda x, t=t: x[t : t + 1], few), state)
+                    outputs.append(step)
+                alone = tree_map(lambda *steps: torch.cat(steps), *outputs)
+            except Exception:  # what cannot run on so little is taken as a whole
+                return False
+        return all(_close(a, b) for a, b in zip(leaves(alone), leaves(whole)))
 
     @property
     def kind(self) -> Literal["layers", "opaque", "whole"]:
