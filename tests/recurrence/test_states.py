@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,5 +112,7 @@ def test_declared_rows():
 
 def test_states_that_gates_cannot_reach():
     check_state([torch.zeros(1), None, 3, {"a": 0.5}])
-    with pytest.raises(TypeError, match="holds a set"):
+    with pytest.raises(TypeError, match="the model's state holds a set; make it of tuples, lists"):
         check_state((torch.zeros(1), {1}))
+    with pytest.raises(TypeError, match="^the given state holds a ndarray"):
+        check_state({"h": np.zeros(2)}, "the given state")

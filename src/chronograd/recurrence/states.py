@@ -43,8 +43,8 @@ def detach(tree: Tree) -> Tree:
     return tree_map(Tensor.detach, tree)
 
 
-def check_state(state: Tree) -> None:
-    """Refuse a state that gates could not reach into.
+def check_state(state: Tree, what: str = "the model's state") -> None:
+    """Refuse a state that gates could not reach into; ``what`` names it in the message.
 
     Raises:
         TypeError: where it holds anything but tensors, numbers, strings and None.
@@ -56,7 +56,7 @@ def check_state(state: Tree) -> None:
     for leaf in pytree.tree_leaves(state):
         if not isinstance(leaf, Tensor | int | float | str | bytes | None):
             raise TypeError(
-                f"the model's state holds a {type(leaf).__name__}; make it of tuples, lists and dicts of tensors, "
+                f"{what} holds a {type(leaf).__name__}; make it of tuples, lists and dicts of tensors, "
                 "so that gates and resets reach them"
             )
 
