@@ -22,7 +22,7 @@ class Gradient:
         grads: parameter name -> tensor of the parameter's shape. Frozen parameters, and those no loss reaches, are
             absent.
         weight: sum(w). ``gradient + gradient`` weighs by it, so gradients of calls, ranks or micro-batches add up to
-            that of all of them.
+            that of all of them; so does ``sum(gradients)``. Nothing else can be added to a gradient.
         inputs: gradient of the call's inputs, a tree like them, with ``wrt_inputs``; None for leaves that are no
             floating-point numbers.
         past_inputs: the same of earlier calls' inputs that these losses reach, (``carry.open_steps``, B, ...); None
@@ -34,6 +34,8 @@ class Gradient:
     >>> b = Gradient(torch.tensor(4.0), {"w": torch.tensor([8.0])}, 2.0)
     >>> (a + b).loss, (a + b).grads["w"], (a + b).weight
     (tensor(3.), tensor([6.]), 3.0)
+    >>> sum([a, b]).weight
+    3.0
     """
 
     loss: Tensor
@@ -53,6 +55,12 @@ class Gradient:
         for name, grad in other.grads.items():
             grads[name] = grads[name] + grad * theirs if name in grads else grad * theirs
         return Gradient(self.loss * ours + other.loss * theirs, grads, weight)
+
+    def __radd__(self, other: object) -> Gradient:
+        """0 + gradient is the gradient: ``sum`` begins with 0."""
+        if isinstance(other, int) and other == 0:
+            return self
+        return NotImplemented
 
     def assign(self, model: nn.Module) -> None:
         """Overwrite ``p.grad`` of every parameter; None for those without a gradient.
