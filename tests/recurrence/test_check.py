@@ -331,3 +331,26 @@ def test_a_report_is_plain_data():
 def test_inputs_must_be_time_first(inputs):
     with pytest.raises(ValueError, match=r"check_model: inputs must be tensors \(T, B, ...\)"):
         cg.check_model(Base(), inputs)
+
+
+def test_a_model_must_be_a_module():
+    for model in (3, None, Base, lambda x, h: (x, h)):
+        with pytest.raises(TypeError, match=r"check_model: model must be a Module such as torch.nn.GRU\(8, 16\), not"):
+            cg.check_model(model, torch.zeros(3, 2, 3))
+    with pytest.raises(ValueError, match="of at least one step and row, not NoneType"):
+        cg.check_model(Base(), None)
+
+
+def test_a_model_that_takes_or_gives_something_else_is_told_so():
+    class Three(Base):
+        def forward(self, x, h=None):
+            return (*super().forward(x, h), 0)
+
+    for model, what in (
+        (Three(), "the model returned 3 values"),
+        (nn.Linear(3, 4), "the model raised TypeError"),
+        (nn.Sequential(nn.GRU(3, 4)), "the model raised TypeError"),
+    ):
+        (problem,) = check(model).problems
+        assert problem.law == "pair" and what in problem.what
+    assert check(Three()).problems[0].remedy == "return a pair (outputs, state)"

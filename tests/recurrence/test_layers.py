@@ -181,6 +181,8 @@ def test_errors_are_one_clear_line():
         (lambda: gru(x, (torch.zeros(1, 2, 4),)), TypeError, "GRU: hx must be a tensor or None, not tuple"),
         (lambda: lstm(x, torch.zeros(1, 5, 4)), TypeError, "LSTM: hx must be a pair of tensors (h, c) or None"),
         (lambda: lstm(x, (torch.zeros(1, 2, 4),) * 2), ValueError, "expected (layers, batch, hidden) = (1, 5, 4)"),
+        (lambda: gru([x, x]), TypeError, "GRU: input must be a tensor (T, B, d), not [tensor("),
+        (lambda: lstm(None), TypeError, "LSTM: input must be a tensor (T, B, d), not None"),
         (lambda: gru(x.double()), ValueError, "GRU: input is torch.float64, but the weights are torch.float32"),
         (lambda: gru(x, torch.zeros(1, 2, 4).double()), ValueError, "GRU: hx is torch.float64"),
     ]

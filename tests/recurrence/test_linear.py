@@ -87,6 +87,9 @@ def test_errors_are_one_clear_line(kind):
     cases = [
         (lambda: kind(0, 4), f"{name}: input_size must be a whole number of at least 1, not 0"),
         (lambda: kind(3, 2.5), f"{name}: hidden_size must be a whole number"),
+        (lambda: kind(2.0, 3), f"{name}: input_size must be a whole number of at least 1, not 2.0"),
+        (lambda: kind(True, 2), f"{name}: input_size must be a whole number of at least 1, not True"),
+        (lambda: kind("3", 2), f"{name}: input_size must be a whole number of at least 1, not '3'"),
         (lambda: layer(torch.zeros(5, 2, 7)), f"{name}: expected input (T, B, 3), got (5, 2, 7)"),
         (lambda: layer(torch.zeros(5, 3)), f"{name}: expected input (T, B, 3)"),
         (lambda: layer(torch.zeros(0, 2, 3)), f"{name}: expected at least one step"),
@@ -95,6 +98,15 @@ def test_errors_are_one_clear_line(kind):
     ]
     for call, message in cases:
         with pytest.raises(ValueError) as error:
+            call()
+        assert message in str(error.value) and "\n" not in str(error.value)
+    h = torch.zeros(1, 2, 4)
+    for call, message in [
+        (lambda: layer(torch.zeros(5, 2, 3), (h,)), f"{name}: state must be a tensor (1, B, 4) or None, not (tensor("),
+        (lambda: layer(torch.zeros(5, 2, 3), {"h": h}), f"{name}: state must be a tensor"),
+        (lambda: layer([[[1.0, 2.0, 3.0]]]), f"{name}: input must be a tensor (T, B, d), not [[[1.0, 2.0, 3.0]]]"),
+    ]:
+        with pytest.raises(TypeError) as error:
             call()
         assert message in str(error.value) and "\n" not in str(error.value)
     assert repr(layer) == f"{name}(3, 4, bias=False)"

@@ -16,6 +16,7 @@ from torch import nn
 
 from . import laws
 from .adapters import Recurrence, adapt
+from .contract import check_pair, shown
 from .laws import Problem, Trial
 from .quiet import quiet
 from .states import check_state, leaves
@@ -88,6 +89,7 @@ def check_model(model: nn.Module, inputs: Tree, state: Tree = None) -> ModelRepo
         state: the state to begin with; None is the model's own.
 
     Raises:
+        TypeError: where the model is no Module.
         ValueError: where the inputs hold no (T, B, ...) tensors of at least one step and row.
 
     >>> import torch
@@ -98,10 +100,12 @@ def check_model(model: nn.Module, inputs: Tree, state: Tree = None) -> ModelRepo
     >>> [problem.law for problem in report.problems]
     ['causal', 'pieces']
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"check_model: model must be a Module such as torch.nn.GRU(8, 16), not {shown(model)}")
     tensors = leaves(inputs)
     if not tensors or any(x.dim() < 2 or x.shape[:2] != tensors[0].shape[:2] or 0 in x.shape[:2] for x in tensors):
-        shapes = [tuple(x.shape) for x in tensors]
-        raise ValueError(f"check_model: inputs must be tensors (T, B, ...) of at least one step and row, got {shapes}")
+        found = [tuple(x.shape) for x in tensors] or type(inputs).__name__
+        raise ValueError(f"check_model: inputs must be tensors (T, B, ...) of at least one step and row, not {found}")
     recurrence = adapt(model, inputs)
     with quiet(model), _modes(model):
         return _Check(recurrence, inputs, state).report()
@@ -136,16 +140,17 @@ class _Check:
             self._say("pair", _raised(error), "take (inputs, state=None), inputs being (T, B, ...)")
             return None
         self.random = not torch.equal(before, torch.get_rng_state())
-        if not isinstance(made, tuple | list) or len(made) != 2:
-            found = f"{len(made)} values" if isinstance(made, tuple | list) else f"a {type(made).__name__}"
-            self._say("pair", f"the model returned {found}", "return a pair (outputs, state)")
+        try:
+            outputs, state = check_pair(made)
+        except TypeError as error:
+            self._say("pair", *str(error).split("; ", 1))
             return None
         try:
-            check_state(made[1])
+            check_state(state)
         except TypeError as error:
             self._say("state rows", str(error), "make the state of tuples, lists and dicts of tensors")
             return None
-        return Trial(self.recurrence.call, self.inputs, self.state, made[0], made[1])
+        return Trial(self.recurrence.call, self.inputs, self.state, outputs, state)
 
     def _ask_repeats(self, trial: Trial) -> bool:
         model = self.recurrence.model

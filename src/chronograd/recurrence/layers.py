@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from .contract import shown
 from .sequence import LayerWeights, layer_sequence
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -69,7 +70,13 @@ def _initial(
 
 
 def _torch_only(layer: torch.nn.RNNBase, inputs: Any) -> bool:
-    """What torch's own path serves: packed, empty, bidirectional and projected sequences."""
+    """What torch's own path serves: packed, empty, bidirectional and projected sequences.
+
+    Raises:
+        TypeError: where the inputs are neither a tensor nor packed.
+    """
+    if not isinstance(inputs, Tensor | PackedSequence):
+        raise TypeError(f"{type(layer).__name__}: input must be a tensor (T, B, d), not {shown(inputs)}")
     return isinstance(inputs, PackedSequence) or inputs.numel() == 0 or layer.bidirectional or layer.proj_size > 0
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .contract import shown
 from .layers import check_dtype
 from .sequence import LayerWeights, layer_sequence
 
@@ -24,7 +25,7 @@ class _LinearLayer(nn.Module):
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if not isinstance(size, int) or size < 1:
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be a whole number of at least 1, not {size!r}")
         self.input_size, self.hidden_size = input_size, hidden_size
 
@@ -32,8 +33,15 @@ class _LinearLayer(nn.Module):
         """(T, B, d) and (1, B, H) or None -> outputs (T, B, H), final state (1, B, H).
 
         Raises:
-            ValueError: where shape or dtype of inputs or state is not the layer's.
+            TypeError: where inputs or state are no tensors.
+            ValueError: where their shape or dtype is not the layer's.
         """
+        if not isinstance(inputs, Tensor):
+            raise TypeError(f"{type(self).__name__}: input must be a tensor (T, B, d), not {shown(inputs)}")
+        if state is not None and not isinstance(state, Tensor):
+            raise TypeError(
+                f"{type(self).__name__}: state must be a tensor (1, B, {self.hidden_size}) or None, not {shown(state)}"
+            )
         if inputs.dim() != 3 or inputs.shape[-1] != self.input_size:
             raise ValueError(
                 f"{type(self).__name__}: expected input (T, B, {self.input_size}), got {tuple(inputs.shape)}"
