@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chronograd.files import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -135,17 +137,9 @@ def save(fig: Figure, path: str | os.PathLike[str], dpi: float = 200) -> Path:
         raise ValueError(f"dpi must be positive, got {dpi}")
     if suffix == ".png" and max(fig.get_size_inches()) * dpi >= 2**16:
         raise ValueError(f"cannot write {path}: more than 65535 pixels wide or high; write .svg, or take a smaller dpi")
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     metadata = {"Date": None, "Creator": "chronograd"} if suffix == ".svg" else {"Software": "chronograd"}
-    try:
-        with style(), temporary.open("wb") as file:
-            fig.savefig(file, format=suffix[1:], dpi=dpi, metadata=metadata)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with style():
+        write_atomically(path, lambda file: fig.savefig(file, format=suffix[1:], dpi=dpi, metadata=metadata))
     return path
 
 

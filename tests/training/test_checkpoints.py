@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from chronograd.training.checkpoints import load_newest, save_checkpoint, saved_checkpoints
-from chronograd.training.files import write_atomically
+from chronograd.files import write_atomically
 
 
 def state_of(step: int) -> dict:

@@ -104,9 +104,9 @@ def _train(config: TrainConfig, run: Path) -> RunResult:
 
 def _write(run: Path, result: RunResult, subject: Subject, comparison: Comparison) -> str:
     """Write the figure, the numbers and the report into the folder; give the sample that the report shows."""
+    from chronograd.files import write_atomically
     from chronograd.show.report import Report, render_report
     from chronograd.style import save
-    from chronograd.training.files import write_atomically
     from chronograd.training.metrics import read_metrics
     from chronograd.training.run_folder import METRICS, load_run
     from chronograd.training.sampling import sample

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from chronograd.training.files import TEMPORARY, sync_folder, temporary_beside
+from chronograd.files import TEMPORARY, sync_folder, temporary_beside
 
 __all__ = ["VERSION", "load_newest", "save_checkpoint", "saved_checkpoints"]
 

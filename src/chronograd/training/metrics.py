@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chronograd.training.files import write_atomically
+from chronograd.files import write_atomically
 
 __all__ = ["append_metrics", "cut_metrics", "read_metrics"]
 

@@ -18,9 +18,9 @@ import torch
 
 from chronograd import __version__
 from chronograd.data.vocabulary import ByteVocabulary, CharVocabulary, vocabulary_from_dict
+from chronograd.files import TEMPORARY, write_atomically
 from chronograd.training.checkpoints import load_newest
 from chronograd.training.config import TrainConfig, to_toml
-from chronograd.training.files import TEMPORARY, write_atomically
 from chronograd.training.metrics import cut_metrics
 from chronograd.training.model import CharModel
 from chronograd.training.text import RunText
