@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import chronograd as cg
+from chronograd.measure.compare import usual_candidates
 from chronograd.measure.comparison import Candidate, Comparison
 from chronograd.measure.cost import PeakBytes
 from chronograd.style import save
@@ -152,18 +153,18 @@ def test_peak_bytes_counts_what_is_alive_at_once():
 
 def test_a_cut_between_calls_of_torchs_layer_holds_less_at_once():
     torch.manual_seed(0)
-    x, y = torch.randn(120, 4, 8), torch.randn(120, 4, 32)
+    x, y = torch.randn(120, 16, 8), torch.randn(120, 16, 32)  # with few rows, stretches are laid side by side
     full, cut = cg.compare(nn.LSTM(8, 32), squared, x, y, ["chunks:10"]).candidates
-    states = 120 * 4 * 32 * 4
+    states = 120 * 16 * 32 * 4
     assert full.peak_bytes > 6 * states and cut.peak_bytes < full.peak_bytes / 3
 
 
-def row(name, seconds, peak, bias=0.0, variance=0.0, unbiased=False):
-    return Candidate(name, "reverse", unbiased, 1.0, seconds, peak, 1, bias, 0.0, variance, 0.0, 1.0, 0.0)
+def row(name, seconds, peak, bias=0.0, variance=0.0, unbiased=False, look_back=1.0, draws=1):
+    return Candidate(name, "reverse", unbiased, look_back, seconds, peak, draws, bias, 0.0, variance, 0.0, 1.0, 0.0)
 
 
 def comparison(*rows, noise=0.04):
-    return Comparison((row("full", 1.0, 100), *rows), 1.0, 1.0, noise, 10, 2, 32, 0.1)
+    return Comparison((row("full", 1.0, 100, look_back=5.5), *rows), 1.0, 1.0, noise, 10, 2, 32, 0.1)
 
 
 def test_the_recommendation_is_the_cheapest_within_the_limits():
@@ -220,11 +221,113 @@ def test_comparing_leaves_everything_as_it_was():
     assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+def test_full_computation_by_another_name_is_not_recommended_for_what_a_clock_says():
+    same = row("chunks:10", 0.9, 90, look_back=5.5)
+    assert comparison(same).recommended.label == "full"
+    less = row("chunks:9", 0.9, 90, bias=0.05, look_back=5.4)
+    assert comparison(same, less).recommended is less
+    lucky = row(
+        "random:9", 0.9, 90, variance=0.01, unbiased=True, look_back=5.5, draws=32
+    )  # its first draw cut nothing
+    assert comparison(same, lucky).recommended is lucky
+    x, y = torch.randn(12, 2, 2), torch.randn(12, 2, 3)
+    names = ["chunks:12", "chunks:50", "window:12,12", "window:1,12", "window:6,24", "adaptive:0.1,30"]
+    for _ in range(3):
+        assert cg.compare(cg.GRU(2, 3), squared, x, y, names).recommended.label == "full"
+
+
+@pytest.mark.parametrize("steps", [*range(1, 13), 39, 40, 41, 200])
+def test_the_usual_candidates_all_cut_something(steps):
+    found = usual_candidates(steps)
+    assert len({str(truncation) for truncation in found}) == len(found) and bool(found) == (steps > 1)
+    w, x = 0.99, torch.zeros(steps, 1, 1, dtype=torch.float64)  # slow decay, so that the adaptive one keeps its longest
+    result = cg.compare(Bias(w), itself, x, x, draws=2)
+    assert [row.truncation for row in result.candidates] == ["full", *map(str, found)]
+    full, *others = result.candidates
+    for other in others:
+        assert other.draws > 1 or other.look_back < full.look_back
+        assert other.draws > 1 or other.bias > 0
+
+
+def test_one_candidate_may_stand_alone():
+    x, y = torch.randn(6, 2, 2), torch.randn(6, 2, 3)
+    for one in ("chunks:3", cg.Chunks(3), (cg.Chunks(3), cg.Reverse())):
+        assert [r.truncation for r in cg.compare(cg.GRU(2, 3), squared, x, y, one).candidates] == ["full", "chunks:3"]
+    two = (cg.Chunks(3), cg.Chunks(2))
+    assert len(cg.compare(cg.GRU(2, 3), squared, x, y, two).candidates) == 3
+
+
+class Dropping(nn.Module):
+    """Drops out inputs and states step by step."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.drop = nn.RNNCell(2, 3), nn.Dropout(0.5)
+
+    def forward(self, x, h=None):
+        path = []
+        for x_t in x:
+            h = self.cell(self.drop(x_t), None if h is None else self.drop(h))
+            path.append(h)
+        return torch.stack(path), h
+
+
+@pytest.mark.parametrize(
+    "make", [Dropping, lambda: nn.LSTM(2, 3, num_layers=2, dropout=0.5), lambda: cg.GRU(2, 3, 2, dropout=0.5)]
+)
+@pytest.mark.parametrize("mode", [True, False])
+def test_dropout_is_no_bias(make, mode):
+    torch.manual_seed(0)
+    model, x, y = make().double(), torch.randn(12, 3, 2).double(), torch.randn(12, 3, 3).double()
+    model.train(mode)
+    next(iter(model.children()), model).eval()  # a part in another mode than the rest
+    modes = [module.training for module in model.modules()]
+    names = ["window:12,24", "window:3,15", "adaptive:0.1,24", "window:1,4"]
+    result = cg.compare(model, squared, x, y, names)
+    full, *others, short = result.candidates
+    assert all(other.bias < 1e-10 for other in others) and short.bias > 1e-3
+    assert [module.training for module in model.modules()] == modes
+    # Against the gradient without dropout, by hand.
+    model.eval()
+    model.zero_grad()
+    squared(model(x)[0], y).mean().backward()
+    expected = sum(float(p.grad.square().sum()) for p in model.parameters()) ** 0.5
+    assert result.gradient_norm == pytest.approx(expected)
+    assert getattr(model, "dropout", 0.5) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": "a"}, "tolerance must be a number, not 'a'"),
+        ({"tolerance": True}, "tolerance must be a number, not True"),
+        ({"seed": "a"}, "seed must be a whole number or None, not 'a'"),
+        ({"seed": None}, "compare: seed must be a whole number"),
+        ({"targets": [1.0]}, "targets must be tensors"),
+        ({"model": squared}, "compare: model must be a Module such as"),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_refused_in_one_line(options, message):
+    given = {"model": nn.GRU(2, 3), "targets": torch.randn(6, 2, 3), "inputs": torch.randn(6, 2, 2), **options}
+    with pytest.raises(TypeError, match=message) as caught:
+        cg.compare(loss_fn=squared, **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_with_nothing_to_train_is_refused():
+    with pytest.raises(ValueError, match="compare: the model has no trainable parameter"):
+        cg.compare(nn.GRU(2, 3).requires_grad_(False), squared, torch.randn(6, 2, 2), torch.randn(6, 2, 3))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"draws": 1}, "draws must be a whole number of at least 2, not 1"),
-        ({"tolerance": 0}, "tolerance must be above 0"),
+        ({"tolerance": 0}, "tolerance must be above 0 and finite, not 0"),
+        ({"tolerance": math.nan}, "tolerance must be above 0 and finite, not nan"),
+        ({"tolerance": math.inf}, "tolerance must be above 0 and finite, not inf"),
+        ({"candidates": 35}, "35 is no truncation"),
+        ({"candidates": "chunk:3"}, "truncation 'chunk:3' is not understood"),
         ({"candidates": []}, "no candidates"),
         ({"candidates": ["chunk:3"]}, "truncation 'chunk:3' is not understood"),
         ({"candidates": [35]}, "35 is no truncation"),

@@ -11,7 +11,8 @@ length that noise alone would give it. The yardstick for a variance is the noise
 much g would change on other rows.
 
 Known gaps: one stretch of data and one set of parameters; a truncation that is good now may not be so later in
-training. The exact gradient of the whole stretch must fit in memory once.
+training. Dropout is switched off: windows run steps again under new masks, whose noise would look like bias. The exact
+gradient of the whole stretch must fit in memory once.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chronograd.carry import whole_seed
 from chronograd.modes import Mode, Reverse
+from chronograd.recurrence.contract import shown
 from chronograd.truncation import AdaptiveTruncation, Chunks, Full, RandomTruncation, Truncation, Window, parse
 
 from .comparison import Candidate, Comparison
 from .cost import PeakBytes, seconds
-from .question import Question, flatten
+from .question import Question, flatten, without_dropout
 
 __all__ = ["compare", "usual_candidates"]
 
@@ -43,17 +46,25 @@ REPEATS = 5
 def usual_candidates(steps: int) -> list[Truncation]:
     """Truncations worth trying on ``steps`` steps: chunks, windows and random cuts of about steps / 20 and steps / 5.
 
+    Those that would cut nothing on so few steps are left out; on a single step all would.
+
     >>> [str(truncation) for truncation in usual_candidates(200)]
     ['chunks:10', 'chunks:40', 'window:10,40', 'random:40', 'random:40,polynomial,4.0', 'adaptive:0.1,50']
+    >>> [str(truncation) for truncation in usual_candidates(2)]
+    ['chunks:1', 'random:2', 'random:2,polynomial,4.0']
+    >>> usual_candidates(1)
+    []
     """
-    short, long = max(1, round(steps / 20)), max(2, round(steps / 5))
+    if steps < 2:
+        return []
+    short, long, window = max(1, round(steps / 20)), max(2, round(steps / 5)), max(4, steps // 4)
     return [
         Chunks(short),
-        Chunks(long),
-        Window(short, long),
+        *([Chunks(long), Window(short, long)] if long < steps else []),
         RandomTruncation(long),
         RandomTruncation(long, tail="polynomial"),
-        AdaptiveTruncation(0.1, window=max(4, steps // 4)),
+        # It begins with its longest look-back and decides on another after a window.
+        *([AdaptiveTruncation(0.1, window=window)] if window < steps else []),
     ]
 
 
@@ -62,7 +73,7 @@ def compare(
     loss_fn: Callable[[Any, Any], Tensor],
     inputs: Any,
     targets: Any,
-    candidates: Sequence[Truncation | str | Pair] | None = None,
+    candidates: Truncation | str | Pair | Sequence[Truncation | str | Pair] | None = None,
     *,
     draws: int = 32,
     reset: Tensor | None = None,
@@ -76,20 +87,21 @@ def compare(
 
     Args:
         model, loss_fn, inputs, targets, reset, lengths, weights: as for ``value_and_grad``.
-        candidates: truncations, their names (``"chunks:35"``), or (truncation, mode) pairs; None takes
-            ``usual_candidates``. Full computation is always measured too.
+        candidates: truncations, their names (``"chunks:35"``), or (truncation, mode) pairs; one alone or several.
+            None takes ``usual_candidates``. Full computation is always measured too.
         draws: how often random truncations are drawn, at least 2.
         seed: of the draws: draw n has seed + n.
         tolerance: the relative bias that a recommendation may have.
         on_progress: called with (done, of how many, what now).
 
     Returns:
-        A ``Comparison``: ``.table()``, ``.recommendation``, ``.to_dict()``, ``.plot()``. Random numbers that the model
-        draws (dropout) are the same in every run, and torch's generator is left as it was.
+        A ``Comparison``: ``.table()``, ``.recommendation``, ``.to_dict()``, ``.plot()``. The model is measured in
+        evaluation mode, without dropout. Its train/eval flags and torch's generator are left as they were.
 
     Raises:
-        ValueError: ``draws`` below 2, ``tolerance`` not above 0, no candidates, a candidate not understood, or an exact
-            gradient of zero.
+        TypeError: arguments that are none of what is said above.
+        ValueError: ``draws`` below 2, ``tolerance`` not above 0, no candidates, a candidate not understood, a model
+            with nothing to train, or an exact gradient of zero.
 
     >>> import chronograd as cg
     >>> _ = torch.manual_seed(0)
@@ -102,14 +114,31 @@ def compare(
     >>> result.candidates[2].bias < result.candidates[1].bias
     True
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"compare: model must be a Module such as torch.nn.GRU(8, 16), not {shown(model)}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("compare: the model has no trainable parameter, so there is no gradient; unfreeze some")
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
         raise ValueError(f"compare: draws must be a whole number of at least 2, not {draws!r}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float):
+        raise TypeError(f"compare: tolerance must be a number, not {shown(tolerance)}")
     if not 0 < tolerance < math.inf:
-        raise ValueError(f"compare: tolerance must be above 0, not {tolerance!r}")
-    if candidates is not None and not list(candidates):
-        raise ValueError('compare: no candidates; give some, as in ["chunks:35", "window:10,50"]')
-    question = Question(model, loss_fn, inputs, targets, reset, lengths, weights, seed)
-    given = None if candidates is None else [_pair(entry) for entry in candidates]
+        raise ValueError(f"compare: tolerance must be above 0 and finite, not {tolerance!r}")
+    if (begin := whole_seed(seed)) is None:
+        raise TypeError("compare: seed must be a whole number; every draw has its own, seed + n")
+    given = None if candidates is None else _pairs(candidates)
+    question = Question(model, loss_fn, inputs, targets, reset, lengths, weights, begin)
+    with without_dropout(model):
+        return _measure(question, given, draws, tolerance, on_progress)
+
+
+def _measure(
+    question: Question,
+    given: list[Pair] | None,
+    draws: int,
+    tolerance: float,
+    on_progress: Callable[[int, int, str], object] | None,
+) -> Comparison:
     exact, _ = question.gradient(*EXACT)  # first, so that what cannot be computed is refused
     pairs = [(truncation, Reverse()) for truncation in usual_candidates(question.steps)] if given is None else given
     pairs = [EXACT, *dict.fromkeys(pair for pair in pairs if pair != EXACT)]
@@ -156,6 +185,20 @@ def compare(
     return Comparison(tuple(rows), float(exact.loss), size, noise, question.steps, question.rows, draws, tolerance)
 
 
+def _pairs(candidates: Any) -> list[Pair]:
+    """Truncations with their modes; one may stand alone."""
+    match candidates:
+        case str() | Truncation() | (Truncation(), Mode()):
+            candidates = [candidates]
+    try:
+        listed = list(candidates)
+    except TypeError:
+        listed = [candidates]
+    if not listed:
+        raise ValueError('compare: no candidates; give some, as in ["chunks:35", "window:10,50"]')
+    return [_pair(entry) for entry in listed]
+
+
 def _pair(entry: Any) -> Pair:
     match entry:
         case str():
@@ -165,7 +208,7 @@ def _pair(entry: Any) -> Pair:
         case (Truncation() as truncation, Mode() as mode):
             return truncation, mode
     raise ValueError(
-        f"compare: {entry!r} is no truncation, name of one or (truncation, mode) pair, such as cg.Chunks(35) "
+        f"compare: {shown(entry)} is no truncation, name of one or (truncation, mode) pair, such as cg.Chunks(35) "
         "or 'chunks:35'"
     )
 

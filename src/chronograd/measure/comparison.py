@@ -89,10 +89,11 @@ class Comparison:
 
         Cost is the geometric mean of time and memory, relative to full computation, which is taken where nothing
         cheaper qualifies. Clocks are noisy: among those that cost at most ``MARGIN`` more than the cheapest, the one
-        of least error is taken.
+        of least error is taken. A candidate whose losses reach back as far as those of full computation (``chunks:50``
+        on 50 steps) is full computation by another name here, and is not recommended for what a clock says.
         """
         full, *others = self.candidates
-        good = [row for row in others if self._good(row) and self._cost(row) < 1]
+        good = [row for row in others if self._good(row) and self._cuts(row) and self._cost(row) < 1]
         most = min(map(self._cost, good), default=0.0) * (1 + MARGIN)
         return min((row for row in good if self._cost(row) <= most), key=lambda row: row.error, default=full)
 
@@ -127,6 +128,10 @@ class Comparison:
 
     def _good(self, row: Candidate) -> bool:
         return row.sure_bias <= self.tolerance and row.variance <= self.variance_limit
+
+    def _cuts(self, row: Candidate) -> bool:
+        """Whether it is anything else than full computation on these steps."""
+        return row.draws > 1 or row.look_back < self.candidates[0].look_back - 1e-9
 
     def _cost(self, row: Candidate) -> float:
         full = self.candidates[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +17,44 @@ from chronograd.recurrence.states import leaves, tree_map
 from chronograd.truncation import AdaptiveTruncation, Full, Place, Truncation
 from chronograd.truncation.reach import steps_reached
 
-__all__ = ["Question", "flatten"]
+__all__ = ["Question", "flatten", "without_dropout"]
 
 GROUPS = 8
 
 
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, so that gradients can be told apart by the truncation alone; flags are given back.
+
+    Torch's recurrent layers stay in training mode with a dropout of 0, since cuDNN has no way back in evaluation mode.
+
+    >>> lstm = nn.LSTM(2, 3, 2, dropout=0.5)
+    >>> with without_dropout(nn.Sequential(lstm, nn.Dropout())) as _:
+    ...     lstm.training, lstm.dropout
+    (True, 0.0)
+    >>> lstm.dropout
+    0.5
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    layers = [(module, module.dropout) for module, _ in modes if isinstance(module, nn.RNNBase)]
+    try:
+        for module, _ in modes:
+            module.training = isinstance(module, nn.RNNBase)
+        for layer, _ in layers:
+            layer.dropout = 0.0
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for layer, dropout in layers:
+            layer.dropout = dropout
+
+
 @dataclass(frozen=True)
 class Question:
-    """The arguments of ``value_and_grad`` on one stretch; random numbers of the model are the same in every run."""
+    """The arguments of ``value_and_grad`` on one stretch; what random numbers the model still draws are the same in
+    every run.
+    """
 
     model: nn.Module
     loss_fn: Callable[[Any, Any], Tensor]
