@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import chronograd as cg
 from oracle import Opaque, squared
 
 X, Y = torch.zeros(6, 2, 2), torch.zeros(6, 2, 4)
+Pair = namedtuple("Pair", "h c")
 NAN = X.clone()
 NAN[3, 1, 0] = torch.nan
 
@@ -31,6 +37,13 @@ BAD = [
     ({"inputs": torch.zeros(0, 2, 2)}, "at least one step and one row"),
     ({"inputs": (X, torch.zeros(5, 2, 2))}, r"\(5, 2, 2\), expected .* as the first"),
     ({"targets": torch.zeros(5, 2, 4)}, r"targets have shape \(5, 2, 4\), expected as of inputs .* \(6, 2, ...\)"),
+    ({"targets": Y.numpy()}, "targets must be tensors .*; they hold a ndarray: torch.as_tensor makes a tensor"),
+    ({"targets": Y.tolist()}, "targets must be tensors .*; they hold a float"),
+    ({"targets": (Y, 0.5)}, "targets must be tensors .*; they hold a float: .* constants belong into loss_fn"),
+    ({"targets": {"y": Y, "z": "text"}}, "targets must be tensors .*; they hold a str"),
+    ({"inputs": (X, X.numpy())}, "inputs hold a ndarray; make them of tensors"),
+    ({"inputs": X.numpy()}, r"inputs must be a tensor \(T, B, ...\) or a nesting of them, not ndarray"),
+    ({"inputs": pack_padded_sequence(X, [6, 5])}, "inputs hold a PackedSequence.*pad_packed_sequence.*lengths="),
     ({"loss_fn": None}, "loss_fn must be callable"),
     ({"loss_fn": nn.MSELoss()}, 'returned one number.*reduction="none"'),
     ({"loss_fn": nn.MSELoss(reduction="none")}, r"returned shape \(6, 2, 4\), expected \(T, B\) = \(6, 2\)"),
@@ -43,6 +56,12 @@ BAD = [
     ({"lengths": [-1, 2]}, "lengths says -1 for row 0"),
     ({"lengths": [2]}, r"lengths must be whole numbers of shape \(B,\) = \(2,\)"),
     ({"lengths": [2.5, 1.0]}, "lengths must be whole numbers"),
+    ({"lengths": "ab"}, r"lengths must be whole numbers of shape \(B,\) = \(2,\), not 'ab'"),
+    ({"lengths": [[1, 2], [3]]}, r"lengths must be whole numbers of shape \(B,\) = \(2,\), not \[\[1, 2\], \[3\]\]"),
+    ({"lengths": [1, None]}, "lengths must be whole numbers"),
+    ({"lengths": 6}, r"lengths must be whole numbers of shape \(B,\) = \(2,\), not int64 \(\)"),
+    ({"lengths": torch.ones(2) * 1j}, "lengths must be whole numbers"),
+    ({"lengths": [True, False]}, "lengths must be whole numbers"),
     ({"reset": torch.zeros(6, 2)}, "reset must be a bool tensor"),
     ({"reset": torch.zeros(5, 2, dtype=torch.bool)}, r"reset must be a bool tensor of shape \(T, B\) = \(6, 2\)"),
     (
@@ -57,6 +76,10 @@ BAD = [
     ({"carry": torch.zeros(1, 2, 4)}, r"carry must be what an earlier call returned.*cg.Carry.start\(batch, state="),
     ({"carry": started(3)}, "the carry has 3 rows, but inputs .* have 2"),
     ({"carry": started(), "seed": 1}, "seed is for a new carry"),
+    ({"seed": "a"}, "seed must be a whole number or None, not 'a'"),
+    ({"seed": 1.5}, "seed must be a whole number or None, not 1.5"),
+    ({"seed": True}, "seed must be a whole number or None, not True"),
+    ({"seed": torch.zeros(40, 3)}, r"seed must be a whole number or None, not float32 \(40, 3\)"),
     (
         {"carry": started(state=nn.Parameter(torch.ones(1, 2, 4)) * 1)},
         r"initial state carries an autograd graph.*wrt_inputs",
@@ -88,6 +111,17 @@ def test_nan_that_comes_from_the_model_is_no_fault_of_the_data():
     assert not torch.isfinite(gradient.loss)
 
 
+def test_only_gradients_are_added():
+    gradient, _ = call(inputs=X + 1)
+    total = sum([gradient, gradient])
+    assert total.weight == 2 * gradient.weight
+    torch.testing.assert_close(total.loss, gradient.loss)
+    torch.testing.assert_close(total.grads, gradient.grads)
+    for add in (lambda: gradient + 3, lambda: 3 + gradient, lambda: "a" + gradient, lambda: sum([gradient], 1)):
+        with pytest.raises(TypeError):
+            add()
+
+
 def test_a_gradient_goes_only_to_a_model_of_its_shape():
     gradient, _ = call()
     with pytest.raises(
@@ -98,11 +132,63 @@ def test_a_gradient_goes_only_to_a_model_of_its_shape():
         gradient.add_to(nn.Linear(2, 2))
 
 
-def test_a_carry_of_another_version_is_refused():
-    with pytest.raises(ValueError, match="schema 99 is not 1"):
-        cg.Carry.from_state_dict({**started().state_dict(), "schema": 99})
-    with pytest.raises(ValueError, match="must name 2 row ids"):
-        started(2, rows=[1, 2, 3])
+def test_a_loss_that_looks_at_no_targets_is_given_none():
+    for nothing in (None, (None, {"y": None})):
+        gradient, _ = cg.value_and_grad(nn.GRU(2, 4), lambda o, t: o.square().mean(-1), X + 1, nothing)
+        assert gradient.norm() > 0
+
+
+@dataclass
+class Box:
+    h: torch.Tensor
+
+
+STATE = started(state=torch.zeros(1, 2, 4)).state_dict()
+NO_STREAM = {name: value for name, value in STATE.items() if name != "stream"}
+NO_SEED = {**STATE, "stream": {name: value for name, value in STATE["stream"].items() if name != "seed"}}
+CARRIES = [
+    (lambda: started(0), "Carry.start: batch must be at least 1, not 0"),
+    (lambda: started(-1), "Carry.start: batch must be at least 1, not -1"),
+    (lambda: started(2.5), "Carry.start: batch must be a whole number of rows, not 2.5"),
+    (lambda: started(True), "Carry.start: batch must be a whole number of rows, not True"),
+    (lambda: started(None), "Carry.start: batch must be a whole number of rows, not None"),
+    (lambda: started(X), r"Carry.start: batch must be a whole number of rows, not float32 \(6, 2, 2\)"),
+    (lambda: started(2, rows=[1, 2, 3]), "must name 2 row ids, one for each row, not 3"),
+    (lambda: started(2, rows=[1, 1]), "rows name 1 more than once; .* give each row its own id"),
+    (lambda: started(2, rows=[3, -1]), "rows must not be negative; row 1 is -1"),
+    (lambda: started(2, rows=[0.5, 1.0]), "rows must be whole numbers, not float32"),
+    (lambda: started(2, rows="ab"), "rows must be whole numbers, one for each row, not 'ab'"),
+    (lambda: started(2, rows=[[0], [1, 2]]), "rows must be whole numbers"),
+    (lambda: started(seed="a"), "seed must be a whole number or None, not 'a'"),
+    (lambda: started(seed=1.5), "seed must be a whole number or None"),
+    (lambda: started(state=Box(X)), "the state given to Carry.start holds a Box; make it of tuples, lists and dicts"),
+    (lambda: started(state={"h": X.numpy()}), "the state given to Carry.start holds a ndarray"),
+    (lambda: started(state=Pair(X, X)).state_dict(), "state_dict: stream.state holds a Pair, .* plain tuples, lists"),
+    (lambda: cg.Carry.from_state_dict(None), r"give what carry.state_dict\(\) returned, not None"),
+    (lambda: cg.Carry.from_state_dict([1]), r"give what carry.state_dict\(\) returned, not \[1\]"),
+    (lambda: cg.Carry.from_state_dict({}), r"there is no 'schema' among its keys \[\], so no carry wrote it"),
+    (lambda: cg.Carry.from_state_dict({**STATE, "schema": 99}), "schema 99 is not 1: another version wrote it"),
+    (lambda: cg.Carry.from_state_dict({"schema": 1}), "the carry lacks stream, segment, truncation, mode"),
+    (lambda: cg.Carry.from_state_dict(NO_STREAM), "the carry lacks stream; give what .* returned, unchanged"),
+    (lambda: cg.Carry.from_state_dict(NO_SEED), "stream lacks seed"),
+    (lambda: cg.Carry.from_state_dict({**STATE, "more": {}}), "the carry has unknown more"),
+    (lambda: cg.Carry.from_state_dict({**STATE, "stream": None}), "stream must be a dict, not None"),
+    (lambda: cg.Carry.from_state_dict({**STATE, "segment": {}}), "segment lacks start, state, pieces"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), CARRIES)
+def test_a_carry_that_cannot_go_on_is_refused_in_one_line(make, message):
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_of_other_kinds_are_taken():
+    carry = started(np.int64(2), seed=torch.tensor(7), rows=np.array([5, 3]))
+    assert (carry.stream.rows.tolist(), carry.stream.seed) == ([5, 3], 7)
+    assert type(carry.stream.seed) is int
+    assert started(2, rows=(0, 9)).stream.rows.tolist() == [0, 9]
 
 
 def test_a_failed_call_leaves_the_carry_usable():
