@@ -97,6 +97,75 @@ def test_one_clear_line(changes, message):
     assert "\n" not in str(caught.value)
 
 
+DOOR = pytest.mark.xfail(
+    strict=True, reason="the door does not ask recurrence.contract yet; remove the marks when it does"
+)
+
+
+class Three(Opaque):
+    def forward(self, x, state=None):
+        return (*super().forward(x, state), 0)
+
+
+class Alone(Opaque):
+    """Its two steps of outputs would be taken for a pair."""
+
+    def forward(self, x, state=None):
+        return super().forward(x, state)[0]
+
+
+class Own(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, outputs, targets):
+        return (self.scale * (outputs - targets)).square().mean(-1)
+
+
+GRU, LSTM, HAND = nn.GRU(2, 4), nn.LSTM(2, 4), Opaque()
+OF_THE_GRU = cg.value_and_grad(GRU, squared, X, Y, truncation=cg.Chunks(4))[1]
+TRUNCATIONS = [cg.Full(), cg.Chunks(4), cg.Window(2, 4), cg.RandomTruncation(3), cg.AdaptiveTruncation(0.1, 4)]
+CONTRACT = [
+    ({"model": nn.Linear(2, 4)}, r"Linear cannot be called with \(inputs, state\): a model takes both and returns"),
+    ({"model": nn.Sequential(nn.GRU(2, 4))}, r"Sequential cannot be called with \(inputs, state\)"),
+    ({"inputs": [X, X]}, r"GRU takes one tensor of inputs \(T, B, d\), not a list; torch.stack makes one"),
+    ({"model": Three(), "targets": X}, r"the model returned 3 values; return a pair \(outputs, state\)"),
+    ({"model": Alone(), "inputs": X[:2], "targets": X[:2]}, "the model returned a Tensor; return a pair"),
+    ({"model": LSTM, "carry": OF_THE_GRU}, r"the carry's state is float32 \(1, 2, 4\), but LSTM makes \(float32"),
+    (
+        {"model": HAND, "carry": OF_THE_GRU, "targets": X},
+        r"float32 \(1, 2, 4\), but Opaque makes \{h: float32 \(2, 3\)",
+    ),
+    ({"carry": started(state=torch.zeros(2, 4))}, r"is float32 \(2, 4\), but GRU makes float32 \(1, 2, 4\)"),
+    ({"carry": started(state=torch.zeros(1, 2, 5))}, r"is float32 \(1, 2, 5\), but GRU makes float32 \(1, 2, 4\)"),
+    ({"loss_fn": Own()}, r"the loss depends on loss_fn.scale, a trainable parameter \(4,\) outside the model"),
+    ({"loss_fn": lambda o, t: torch.fft.fft(o).sum(-1)}, "loss_fn returned complex64 numbers, but a loss is real"),
+]
+
+
+@DOOR
+@pytest.mark.filterwarnings("ignore:value_and_grad with Full")
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
+@pytest.mark.parametrize(("changes", "message"), CONTRACT)
+def test_a_model_and_a_loss_keep_to_their_contract(changes, message, truncation):
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        call(**changes, truncation=truncation)
+    assert "\n" not in str(caught.value)
+
+
+@DOOR
+@pytest.mark.parametrize(("changes", "message"), [case for case in CONTRACT if "loss_fn" not in case[0]])
+def test_unroll_says_the_same(changes, message):
+    given = {"model": GRU, "inputs": X, **changes}
+    given.pop("targets", None)
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        cg.unroll(**given, truncation=cg.Chunks(4))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_fault_in_the_users_own_loss_is_theirs_and_passes_through():
     changes, message = BAD[-1]
     with pytest.raises(RuntimeError, match=message):
