@@ -223,7 +223,8 @@ def carried(trial: Trial) -> Iterator[Problem]:
     def leaf(x: Tensor) -> Tensor:
         return x.detach().clone().requires_grad_(x.is_floating_point() or x.is_complex())
 
-    with torch.enable_grad():
+    # cuDNN has no way back in evaluation mode, in which models that draw random numbers are tested.
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         entering = tree_map(leaf, before)
         outputs, after = trial.call(tree_map(leaf, rest), entering)
         made = [y.abs().sum() for y in leaves(outputs) if y.requires_grad]
