@@ -23,6 +23,7 @@ from .modes import Mode, Reverse
 from .modes.gated import gated_unroll
 from .modes.tally import Tally
 from .recurrence.adapters import Recurrence, adapt
+from .recurrence.contract import check_call, explain_foreign_state
 from .recurrence.states import detach, leaves, tree_map
 from .stretch import Stretch, explain_not_finite, lay_losses, lay_stretch
 from .support import refuse
@@ -95,7 +96,7 @@ def value_and_grad(
 
     References: Werbos 1990 (BPTT); Williams and Peng 1990 (truncation); Tallec and Ollivier 2017 (random truncation).
     """
-    stretch = lay_stretch(inputs, carry, reset, lengths, seed)
+    stretch = lay_stretch(inputs, carry, reset, lengths, seed, truncation)
     recurrence = _adapt(model, stretch, truncation, mode, "value_and_grad")
     segment = stretch.carry.segment
     if any(leaf.grad_fn is not None for leaf in leaves(segment.state)):
@@ -103,17 +104,17 @@ def value_and_grad(
             "the initial state carries an autograd graph, which value_and_grad does not follow: give it detached and "
             "take gradient.state (wrt_inputs=True), or let the model make it from its parameters where state is None"
         )
-    losses = lay_losses(loss_fn, targets, weights, stretch.piece.valid)
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    losses = lay_losses(loss_fn, targets, weights, stretch.piece.valid, parameters.values())
     weight = float(losses.weights[losses.used].sum(dtype=torch.float64))
     if wrt_inputs:
         segment = replace(segment, state=_as_leaves(segment.state), pieces=tuple(map(_with_leaves, segment.pieces)))
         stretch = replace(stretch, carry=replace(stretch.carry, segment=segment), piece=_with_leaves(stretch.piece))
     past = [piece.inputs for piece in segment.pieces]
-    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     tally = Tally(parameters, [past, stretch.piece.inputs], segment.state)
     run = Run(recurrence, losses, 1 / weight if weight else 0.0, tally)
     advance = advance_gated if truncation.primitive == "gates" else advance_spanned
-    with torch.enable_grad():
+    with torch.enable_grad(), explain_foreign_state(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
         carry = advance(run, stretch, truncation)
     gradient = _result(
         tally, weight, stretch.piece, past, segment if wrt_inputs and segment.start == 0 else None, wrt_inputs
@@ -157,13 +158,14 @@ def unroll(
     >>> outputs.shape, carry.state.shape
     (torch.Size([70, 2, 4]), torch.Size([1, 2, 4]))
     """
-    stretch = lay_stretch(inputs, carry, reset, lengths, seed)
+    stretch = lay_stretch(inputs, carry, reset, lengths, seed, truncation)
     recurrence = _adapt(model, stretch, truncation, Reverse(), "unroll")
     segment = stretch.carry.segment
     plan = truncation.plan(stretch.place)
     assert isinstance(plan, GatePlan)
     parts, keep = gate_parts(stretch, plan)
-    outputs, before, final, ran = gated_unroll(recurrence, segment.pieces, segment.state, parts)
+    with explain_foreign_state(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
+        outputs, before, final, ran = gated_unroll(recurrence, segment.pieces, segment.state, parts)
     if not _finite(leaves(final)):
         explain_not_finite(stretch.piece)
     return outputs, _sealed(handed_on(stretch, plan.since, [*segment.pieces, *ran], before, final, keep))
@@ -177,6 +179,7 @@ def _adapt(model: nn.Module, stretch: Stretch, truncation: Truncation, mode: Mod
     ):
         if not isinstance(value, kind):
             raise TypeError(f"{door}: {name} must be a {kind.__name__} such as {example}, not {value!r:.80}")
+    check_call(model, stretch.piece.inputs)
     recurrence = adapt(model, stretch.piece.inputs)
     # Layers can do whatever opaque models can; telling them apart takes a run, so it waits until it matters.
     refuse(truncation, mode, "whole" if recurrence.hides else "opaque", recurrence.hides, door)

@@ -37,7 +37,6 @@ def test_starting_a_stream_takes_no_random_number():
     assert carry.stream.seed is None and through_bytes(carry).stream.seed is None
 
 
-@pytest.mark.xfail(strict=True, reason="the door does not say yet which truncation lay_stretch is for")
 @pytest.mark.parametrize("calls", [1, 2])
 def test_dropout_draws_the_masks_of_a_loop_written_by_hand(calls):
     model, steps = nn.GRU(2, 2, num_layers=2, dropout=0.5), 6 // calls

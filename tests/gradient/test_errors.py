@@ -97,11 +97,6 @@ def test_one_clear_line(changes, message):
     assert "\n" not in str(caught.value)
 
 
-DOOR = pytest.mark.xfail(
-    strict=True, reason="the door does not ask recurrence.contract yet; remove the marks when it does"
-)
-
-
 class Three(Opaque):
     def forward(self, x, state=None):
         return (*super().forward(x, state), 0)
@@ -146,7 +141,6 @@ CONTRACT = [
 ]
 
 
-@DOOR
 @pytest.mark.filterwarnings("ignore:value_and_grad with Full")
 @pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
 @pytest.mark.parametrize(("changes", "message"), CONTRACT)
@@ -156,7 +150,6 @@ def test_a_model_and_a_loss_keep_to_their_contract(changes, message, truncation)
     assert "\n" not in str(caught.value)
 
 
-@DOOR
 @pytest.mark.parametrize(("changes", "message"), [case for case in CONTRACT if "loss_fn" not in case[0]])
 def test_unroll_says_the_same(changes, message):
     given = {"model": GRU, "inputs": X, **changes}

@@ -13,8 +13,8 @@ import warnings
 import pytest
 import torch
 
-from chronograd.training.checkpoints import load_newest, save_checkpoint, saved_checkpoints
 from chronograd.files import write_atomically
+from chronograd.training.checkpoints import load_newest, save_checkpoint, saved_checkpoints
 
 
 def state_of(step: int) -> dict:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from chronograd.kernels import Edges
 
+from .contract import check_pair
 from .gating import GatedForward
 from .layout import Layout, read_layout
 from .pieces import run_pieces
@@ -78,14 +79,17 @@ class Recurrence:
     def _runs_stepwise(self, few: Tree) -> bool:
         with quiet(self.model), settled(self.model):
             try:
-                whole, outputs, state = self.call(few, None)[0], [], None
+                whole, outputs, state = self._answer(few, None)[0], [], None
                 for t in range(leaves(few)[0].shape[0]):
-                    step, state = self.call(tree_map(lambda x, t=t: x[t : t + 1], few), state)
+                    step, state = self._answer(tree_map(lambda x, t=t: x[t : t + 1], few), state)
                     outputs.append(step)
                 alone = tree_map(lambda *steps: torch.cat(steps), *outputs)
             except Exception:  # what cannot run on so little is taken as a whole
                 return False
         return all(_close(a, b) for a, b in zip(leaves(alone), leaves(whole)))
+
+    def _answer(self, inputs: Tree, state: Tree) -> tuple[Tree, Tree]:
+        return check_pair(self.call(inputs, state))
 
     @property
     def kind(self) -> Literal["layers", "opaque", "whole"]:
@@ -101,7 +105,7 @@ class Recurrence:
             return None
         few = self._few(2)
         with quiet(self.model), settled(self.model), _looking():
-            found = read_layout(self.call, few)
+            found = read_layout(self._answer, few)
             return found if found is not None and self._starts_anew(found, few) else None
 
     def _starts_anew(self, layout: Layout, few: Tree) -> bool:
@@ -110,8 +114,8 @@ class Recurrence:
         An attention over h_{t-1}, or a readout of it, would go on to see the state of before.
         """
         first, last = tree_map(lambda x: x[:1], few), tree_map(lambda x: x[-1:], few)
-        one, state = self.call(first, None)
-        two, after = self.call(last, None)
+        one, state = self._answer(first, None)
+        two, after = self._answer(last, None)
         expected = leaves([tree_map(lambda a, b: torch.cat((a, b)), one, two), after])
         other = tree_map(lambda h: torch.randn_like(h) if h.is_floating_point() or h.is_complex() else h, state)
         inputs = tree_map(lambda a, b: torch.cat((a, b)), first, last)
@@ -119,7 +123,7 @@ class Recurrence:
         reset = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
         fresh = self._fresh_states(inputs, reset, layout)
         with GatedForward(Edges(None, reset, None), fresh):
-            outputs, final = self.call(inputs, other)
+            outputs, final = self._answer(inputs, other)
         return all(_close(a, b) for a, b in zip(leaves([outputs, final]), expected))
 
     @property
@@ -153,11 +157,11 @@ class Recurrence:
         rows = leaves(few)[0].shape[1]
         again = torch.arange(rows + 1).clamp(max=rows - 1)
         with quiet(self.model), _looking():
-            ours = self.call(few, None)[1]
+            ours = self._answer(few, None)[1]
             check_state(ours)
             theirs = None
             if declared is None:
-                theirs = self.call(tree_map(lambda x: x[:, again.to(x.device)], few), None)[1]
+                theirs = self._answer(tree_map(lambda x: x[:, again.to(x.device)], few), None)[1]
         return find_row_dims(ours, theirs, rows, rows + 1, declared)
 
     def _few(self, steps: int) -> Tree:
@@ -175,7 +179,7 @@ class Recurrence:
     ) -> tuple[Tree, Tree, list[Tree]]:
         """The same, and the states before the steps ``visits`` (ascending, within the stretch)."""
         if edges.plain and not any(visits):
-            outputs, final = self.call(inputs, state)
+            outputs, final = self._answer(inputs, state)
             return outputs, final, [state for _ in visits]
         native = edges.plain and self.layout is not None and self.layout.origins <= {"torch"}
         if self.layout is not None and not native:  # between visits torch's layers run as they are
@@ -186,7 +190,7 @@ class Recurrence:
             # The model ran its layers otherwise than in its first steps: from here on it is an opaque one.
             self.__dict__["dims"], self.__dict__["layout"] = self.layout.dims, None
             torch.set_rng_state(random)
-        outputs, final, states, _ = run_pieces(self.call, self._dims, inputs, state, edges, visits)
+        outputs, final, states, _ = run_pieces(self._answer, self._dims, inputs, state, edges, visits)
         return outputs, final, states
 
     def run_step(self, inputs: Tree, state: Tree, edges: Edges) -> tuple[Tree, Tree, list[Tensor]]:
@@ -200,7 +204,7 @@ class Recurrence:
             seen, outputs, final = self._gated(inputs, state, edges)
             if self.layout.holds(final, seen, 1):
                 return outputs, final, self.layout.own(seen)
-        outputs, final, _, returned = run_pieces(self.call, self._dims, inputs, state, edges, ())
+        outputs, final, _, returned = run_pieces(self._answer, self._dims, inputs, state, edges, ())
         return outputs, final, leaves(returned)
 
     def _dims(self) -> RowDims:
@@ -213,7 +217,7 @@ class Recurrence:
             edges = Edges(gates, edges.reset, edges.valid)
         fresh = None if edges.reset is None else self._fresh_states(inputs, edges.reset, self.layout)
         with GatedForward(edges, fresh) as seen:
-            outputs, final = self.call(inputs, state)
+            outputs, final = self._answer(inputs, state)
         return seen, outputs, final
 
     def _fresh_states(
@@ -225,7 +229,7 @@ class Recurrence:
         time, row = reset.nonzero().unbind(1)
         starts = tree_map(lambda x: x[time.to(x.device), row.to(x.device)].unsqueeze(0), inputs)
         with keep_random(), keep_buffers(self.model), GatedForward(Edges()) as seen:
-            self.call(starts, None)
+            self._answer(starts, None)
         return [None if _zero(track.given) else track.given for track in seen.tracks]
 
 
