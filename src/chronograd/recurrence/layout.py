@@ -8,10 +8,11 @@ gate on the state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from chronograd.kernels import Edges
@@ -51,7 +52,7 @@ class Layout:
         return [tensor for track, part in self.places for tensor in seen.tracks[track].own(part)]
 
 
-def read_layout(call: nn.Module, inputs: Tree) -> Layout | None:
+def read_layout(call: Callable[[Tree, Tree], tuple[Tree, Tree]], inputs: Tree) -> Layout | None:
     """The layout of a model, from one or two steps of inputs; None where its state is made of other things too."""
     steps = leaves(inputs)[0].shape[0]
     with GatedForward(Edges()) as first:
