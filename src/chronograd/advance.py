@@ -17,7 +17,7 @@ from .carry import Carry, Piece, Segment
 from .modes.gated import gated_gradient
 from .modes.lags import lag_cotangents
 from .modes.losses import Losses
-from .modes.replay import restore, snapshot, split, stack_pieces
+from .modes.replay import merge, ran, restore, snapshot, split, split_at, stack_pieces
 from .modes.tally import Tally
 from .modes.windows import Reach, between_cuts, span_gradient, visit_states
 from .recurrence.adapters import Recurrence
@@ -45,12 +45,11 @@ def advance_gated(run: Run, stretch: Stretch, truncation: Truncation) -> Carry:
     assert isinstance(plan, GatePlan)
     if found := _between_cuts(run, stretch, plan):
         return found
-    parts, keep = gate_parts(stretch, plan)
-    segment = stretch.carry.segment
-    before, final, ran = gated_gradient(
-        run.recurrence, segment.pieces, segment.state, parts, run.losses, run.scale, run.tally
+    history, parts, keep = gate_parts(stretch, plan)
+    before, final, done = gated_gradient(
+        run.recurrence, history, stretch.carry.segment.state, parts, run.losses, run.scale, run.tally
     )
-    return handed_on(stretch, plan.since, [*segment.pieces, *ran], before, final, keep)
+    return handed_on(stretch, plan.since, [*history, *done], before, final, keep)
 
 
 def _between_cuts(run: Run, stretch: Stretch, plan: GatePlan) -> Carry | None:
@@ -59,7 +58,7 @@ def _between_cuts(run: Run, stretch: Stretch, plan: GatePlan) -> Carry | None:
     Chunks are windows (k, k). A model that draws random numbers is left to the gates, which run every step once.
     """
     several = bool((plan.gates[1:] == 0).all(1).any())
-    if not several or stretch.piece.valid.shape[1] > run.recurrence.few_rows:
+    if not several or stretch.piece.valid.shape[1] > run.recurrence.few_rows or run.recurrence.draws:
         return None
     stretch = replace(stretch, piece=replace(stretch.piece, gates=plan.gates))
     segment = stretch.carry.segment
@@ -67,25 +66,30 @@ def _between_cuts(run: Run, stretch: Stretch, plan: GatePlan) -> Carry | None:
     spans = between_cuts(whole, whole.steps - stretch.piece.steps)
     if spans is None:
         return None
-    _, keep = gate_parts(stretch, plan)
-    keep -= segment.start
+    keep = _kept_from(stretch, plan) - segment.start
     visits = [visit for visit in [*(span.start for span in spans), keep] if visit < whole.steps]
     random = snapshot()
     with keep_buffers(run.recurrence.model):
         path = visit_states(run.recurrence, whole, segment.state, visits)
-    if any(not torch.equal(a, b) for a, b in zip(random, snapshot())):
+    if ran(whole, random).random:  # it draws after all, later than in its first steps
         restore(random)
         return None
     return _spanned(run, stretch, whole, spans, keep, plan.since, *path)
 
 
-def gate_parts(stretch: Stretch, plan: GatePlan) -> tuple[list[Piece], int]:
-    """The new steps under the plan's gates, split where the next segment begins; and that position."""
+def gate_parts(stretch: Stretch, plan: GatePlan) -> tuple[list[Piece], list[Piece], int]:
+    """The open segment and the new steps under the plan's gates, split where the next segment begins; its position."""
     piece = replace(stretch.piece, gates=plan.gates)
-    end = stretch.place.position + piece.steps
-    keep = end - int(plan.since[plan.open].max()) if bool(plan.open.any()) else end
-    at = keep - stretch.place.position
-    return (list(split(piece, at)) if 0 < at < piece.steps else [piece]), keep
+    keep = _kept_from(stretch, plan)
+    at, segment = keep - stretch.place.position, stretch.carry.segment
+    parts = list(split(piece, at)) if 0 < at < piece.steps else [piece]
+    return split_at(segment.pieces, keep - segment.start), parts, keep
+
+
+def _kept_from(stretch: Stretch, plan: GatePlan) -> int:
+    """The first position that later losses can reach under the plan's gates."""
+    end = stretch.place.position + stretch.piece.steps
+    return end - int(plan.since[plan.open].max()) if bool(plan.open.any()) else end
 
 
 def handed_on(
@@ -120,7 +124,7 @@ def handed_on(
     return replace(
         carry,
         stream=stream,
-        segment=Segment(start, state, tuple(pieces)),
+        segment=Segment(start, state, tuple(merge(pieces))),
     )
 
 
@@ -179,8 +183,8 @@ def _windows(
 
 
 def _whole(stretch: Stretch) -> Piece:
-    """The open segment and the stretch as one piece, with the random state it begins with."""
-    return stack_pieces([*stretch.carry.segment.pieces, replace(stretch.piece, random=snapshot())])
+    """The open segment and the stretch as one piece."""
+    return stack_pieces([*stretch.carry.segment.pieces, stretch.piece])
 
 
 def _spanned(
@@ -196,8 +200,9 @@ def _spanned(
     """Add the gradient of spans, given the ``states`` at their starts; the carry keeps the steps from ``keep`` on."""
     segment = stretch.carry.segment
     given = {**states, 0: segment.state}  # the given one, so that its gradient can be taken
-    history = whole.steps - stretch.piece.steps
+    history, random = whole.steps - stretch.piece.steps, snapshot()
     span_gradient(run.recurrence, whole, given, spans, run.losses, history, run.scale, run.tally)
+    whole = ran(whole, random) if not whole.random else whole
     pieces, before = [whole], [segment.state]
     if 0 < keep < whole.steps:
         pieces, before = list(split(whole, keep)), [segment.state, states[keep]]

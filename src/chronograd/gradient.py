@@ -81,7 +81,7 @@ def value_and_grad(
             (``support``); data that holds NaN.
 
     Warns:
-        UserWarning: once a stream, when ``Full`` reaches back into earlier calls.
+        UserWarning: when ``Full`` reaches back into earlier calls; once a stream, and again after a ``carry.cut()``.
 
     >>> import torch, chronograd as cg
     >>> _ = torch.manual_seed(0)
@@ -163,12 +163,12 @@ def unroll(
     segment = stretch.carry.segment
     plan = truncation.plan(stretch.place)
     assert isinstance(plan, GatePlan)
-    parts, keep = gate_parts(stretch, plan)
+    history, parts, keep = gate_parts(stretch, plan)
     with explain_foreign_state(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
-        outputs, before, final, ran = gated_unroll(recurrence, segment.pieces, segment.state, parts)
+        outputs, before, final, ran = gated_unroll(recurrence, history, segment.state, parts)
     if not _finite(leaves(final)):
         explain_not_finite(stretch.piece)
-    return outputs, _sealed(handed_on(stretch, plan.since, [*segment.pieces, *ran], before, final, keep))
+    return outputs, _sealed(handed_on(stretch, plan.since, [*history, *ran], before, final, keep))
 
 
 def _adapt(model: nn.Module, stretch: Stretch, truncation: Truncation, mode: Mode, door: Any) -> Recurrence:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 import chronograd as cg
@@ -435,14 +437,23 @@ def test_where_the_step_is_known_the_graph_holds_as_many_steps_as_the_longest_st
     cg.value_and_grad(model, squared, x[:3], y[:3, :, :1])  # what the model is looked at for is not counted below
     cell.calls = {True: 0, False: 0}
     cg.value_and_grad(model, squared, x, y[..., :1], truncation=truncation)
-    # One batch of 5 steps; stretches that begin with the initial state lie apart, by length: 1, 2..3, 4..5.
-    assert cell.calls[True] <= 5 + 1 + 3 + 5
+    # One batch of 5 steps; stretches that begin with the initial state lie apart, by length: 1, 2..3, 4..5. The model
+    # is looked at in 6 steps.
+    assert cell.calls[True] <= 5 + 1 + 3 + 5 + 6
     assert cell.calls[False] >= 35
 
 
-def test_a_model_that_draws_runs_every_step_once_between_cuts():
+@pytest.mark.parametrize("late", [False, True])
+def test_a_model_that_draws_runs_every_step_once_between_cuts(late):
     x, y = data(20)
-    cell = Counting(dropout=0.5).double()
+    cell = Counting(dropout=0.0 if late else 0.5).double()
+    if late:  # its first steps do not tell
+        x[:3] = 0
+
+        def draw(_, given):
+            return (nn.functional.dropout(given[0]), *given[1:]) if bool(given[0].any()) else None
+
+        cell.cell.register_forward_pre_hook(draw)
     model = cg.Recurrent(cell, nn.Linear(4, 2)).double()
     torch.manual_seed(3)
     gradient, _ = cg.value_and_grad(model, squared, x, y, cg.Carry.start(2, seed=0), truncation=cg.Chunks(5))
@@ -461,6 +472,103 @@ def test_the_pass_that_finds_the_starts_of_stretches_leaves_buffers_alone():
     model = cg.Recurrent(cell)
     cg.value_and_grad(model, squared, x, y[..., :1], truncation=cg.Chunks(5))
     assert float(cell.seen) <= 2 * 5
+
+
+class Reader(nn.Module):
+    """A loop of cells that reads h_{t-1} once more, through a weight that is zero at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.gain = nn.GRUCell(2, 2), nn.Parameter(torch.zeros(()))
+
+    def forward(self, inputs, state=None):
+        state = inputs.new_zeros(inputs.shape[1], 2) if state is None else state
+        outputs = []
+        for x in inputs:
+            state = self.cell(x + self.gain * state, state)
+            outputs.append(state)
+        return torch.stack(outputs), state
+
+
+class Checkpointed(nn.Module):
+    """A layer that is run again on the way back."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs, state=None):
+        state = inputs.new_zeros(1, inputs.shape[1], 2) if state is None else state
+        return torch.utils.checkpoint.checkpoint(self.layer, inputs, state, use_reentrant=False)
+
+
+@pytest.mark.parametrize("truncation", [cg.Full(), cg.Chunks(4), cg.Window(2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [Reader, lambda: Checkpointed(cg.GRU(2, 2)), lambda: Checkpointed(nn.GRU(2, 2))],
+    ids=["zero weight", "our layer run again", "torch's layer run again"],
+)
+def test_a_reset_reaches_what_values_alone_do_not_show(make, truncation):
+    x, y = data(8)
+    torch.manual_seed(0)
+    model = make().double()
+    reset = torch.zeros(8, 2, dtype=torch.bool)
+    reset[4] = True
+    gradient, _ = cg.value_and_grad(model, squared, x, y, truncation=truncation, reset=reset)
+    parts = [
+        cg.value_and_grad(model, squared, part, target, truncation=truncation)[0]
+        for part, target in zip(x.split(4), y.split(4))
+    ]
+    assert_same_grads(gradient.grads, sum(parts).grads)
+
+
+@pytest.mark.parametrize("truncation", [cg.Full(), cg.Chunks(20), cg.RandomTruncation(12)], ids=str)
+def test_a_stream_of_single_steps_is_run_again_in_few_calls(truncation):
+    x, y = data(30)
+
+    class Watched(nn.GRU):
+        calls = 0
+
+        def forward(self, *given):
+            type(self).calls += 1
+            return super().forward(*given)
+
+    model, carry, total = Watched(2, 2).double(), cg.Carry.start(2, seed=1), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for begin in range(30):
+            before = Watched.calls
+            step = slice(begin, begin + 1)
+            gradient, carry = cg.value_and_grad(model, squared, x[step], y[step], carry, truncation=truncation)
+            total.append(gradient)
+            # Two parts of the history, the new step, and what the model is looked at for.
+            assert Watched.calls - before <= 3 + 12
+            assert len(carry.segment.pieces) <= 1
+    whole, _ = cg.value_and_grad(model, squared, x, y, cg.Carry.start(2, seed=1), truncation=truncation)
+    assert_same_grads(sum(total).grads, whole.grads)
+
+
+def test_recurrent_takes_nested_inputs():
+    x, y = data(8)
+    cell = nn.GRUCell(2, 2).double()
+    nested = cg.Recurrent(Doubled(cell))
+    nested.cell.forward = lambda given, h: cell(given["a"] + given["b"][0], h)
+    for truncation in (cg.Full(), cg.Chunks(3), cg.Window(1, 3), cg.RandomTruncation(3)):
+        found, _ = cg.value_and_grad(nested, squared, {"a": x / 2, "b": (x / 2,)}, y, truncation=truncation, seed=2)
+        plain, _ = cg.value_and_grad(cg.Recurrent(cell), squared, x, y, truncation=truncation, seed=2)
+        assert_same_grads(found.grads, {f"cell.{name}": grad for name, grad in plain.grads.items()})
+
+
+def test_the_warning_of_full_comes_once_a_stream_and_again_after_a_cut():
+    x, y = data(8)
+    model, carry, count = nn.GRU(2, 2).double(), None, []
+    for begin in range(0, 8, 2):
+        carry = carry.cut() if begin == 4 and carry is not None else carry
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _, carry = cg.value_and_grad(model, squared, x[begin : begin + 2], y[begin : begin + 2], carry)
+        count.append(len(caught))
+    assert count == [0, 1, 0, 1]
 
 
 class Reading(nn.Module):

@@ -20,7 +20,7 @@ from chronograd.recurrence.adapters import Recurrence
 from chronograd.recurrence.states import detach, tree_map
 
 from .losses import Losses
-from .replay import edges_of, replay, snapshot, split
+from .replay import edges_of, ran, replay, snapshot, split
 from .tally import Tally, saved_bytes
 
 __all__ = ["GROUP_BYTES", "gated_gradient", "gated_unroll"]
@@ -49,11 +49,10 @@ def gated_gradient(
         The states before every piece of history and parts, the final state, and the parts with their random states.
     """
     before, state = replay(recurrence, history, state)
-    ran, offset, pending = [], 0, None
+    done, offset, pending = [], 0, None
     for part in parts:
-        part = replace(part, random=snapshot())
+        random = snapshot()
         before.append(detach(state))
-        ran.append(part)
         starts = set(edges_of(part).cuts)
         for begin, end, count in _groups(recurrence, starts, *part.valid.shape):
             cut = begin in starts
@@ -65,9 +64,10 @@ def gated_gradient(
                 outputs, state = recurrence.run(piece.inputs, state, _inner_edges(piece, cut))
                 loss = losses[offset + begin : offset + end].sum(outputs)
             pending = loss if pending is None else pending if loss is None else pending + loss
+        done.append(ran(part, random))
         offset += part.steps
     tally.add(pending, scale)
-    return before, detach(state), ran
+    return before, detach(state), done
 
 
 def _groups(recurrence: Recurrence, starts: set[int], steps: int, rows: int) -> Iterator[tuple[int, int, Any]]:
@@ -115,11 +115,11 @@ def gated_unroll(
 ) -> tuple[Any, list[Any], Any, list[Piece]]:
     """Outputs (T, B, ...) with the gates in their graph; otherwise as ``gated_gradient``."""
     before, state = replay(recurrence, history, state)
-    ran, outputs = [], []
+    done, outputs = [], []
     for part in parts:
-        part = replace(part, random=snapshot())
+        random = snapshot()
         before.append(detach(state))
-        ran.append(part)
         out, state = recurrence.run(part.inputs, state, edges_of(part))
+        done.append(ran(part, random))
         outputs.append(out)
-    return tree_map(lambda *each: torch.cat(each), *outputs), before, detach(state), ran
+    return tree_map(lambda *each: torch.cat(each), *outputs), before, detach(state), done

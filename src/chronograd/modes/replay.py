@@ -7,6 +7,7 @@ Everything that runs a stretch a second time does it here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,19 @@ from chronograd.kernels import Edges
 from chronograd.recurrence.adapters import Recurrence
 from chronograd.recurrence.states import detach, leaves, tree_map
 
-__all__ = ["device_of", "edges_of", "replay", "reset_gates", "restore", "snapshot", "split", "stack_pieces"]
+__all__ = [
+    "device_of",
+    "edges_of",
+    "merge",
+    "ran",
+    "replay",
+    "reset_gates",
+    "restore",
+    "snapshot",
+    "split",
+    "split_at",
+    "stack_pieces",
+]
 
 
 def snapshot() -> list[Tensor]:
@@ -50,6 +63,34 @@ def edges_of(piece: Piece) -> Edges:
     return Edges(piece.gates, piece.reset, piece.valid).to(device_of(piece))
 
 
+def ran(piece: Piece, before: list[Tensor]) -> Piece:
+    """A piece that has run: with the random state it began with, or none where it drew nothing."""
+    now = snapshot()
+    drew = len(now) != len(before) or any(not torch.equal(a, b) for a, b in zip(now, before))
+    return replace(piece, random=before if drew else [])
+
+
+def merge(pieces: Sequence[Piece]) -> list[Piece]:
+    """The pieces, with neighbours that drew nothing as one: a stream of single steps is run again in one call."""
+    merged: list[Piece] = []
+    for piece in pieces:
+        if merged and not piece.random and not merged[-1].random:
+            merged[-1] = stack_pieces([merged[-1], piece])
+        else:
+            merged.append(piece)
+    return merged
+
+
+def split_at(pieces: Sequence[Piece], step: int) -> list[Piece]:
+    """The pieces, one of them in two where ``step`` lies inside a piece that drew nothing."""
+    parts: list[Piece] = []
+    for piece in pieces:
+        inside = 0 < step < piece.steps and not piece.random
+        parts += split(piece, step) if inside else [piece]
+        step -= piece.steps
+    return parts
+
+
 def split(piece: Piece, step: int) -> tuple[Piece, Piece]:
     """A piece that has not run yet, in two; the random state of the second is set when it runs."""
 
@@ -78,7 +119,8 @@ def replay(recurrence: Recurrence, pieces: Sequence[Piece], state: Any) -> tuple
     try:
         for piece in pieces:
             before.append(detach(state))
-            restore(piece.random)
+            if piece.random:
+                restore(piece.random)
             _, state = recurrence.run(piece.inputs, state, edges_of(piece))
     finally:
         restore(now)
@@ -95,7 +137,7 @@ def stack_pieces(pieces: Sequence[Piece]) -> Piece:
         torch.cat([piece.gates for piece in pieces]),
         torch.cat([piece.reset for piece in pieces]),
         torch.cat([piece.valid for piece in pieces]),
-        pieces[0].random,
+        next((piece.random for piece in pieces if piece.random), []),
         tree_map(lambda *parts: torch.cat(parts), *(piece.targets for piece in pieces)) if kept else None,
         torch.cat([piece.weights for piece in pieces if piece.weights is not None]) if kept else None,
     )

@@ -27,7 +27,7 @@ from .layout import Layout, read_layout
 from .pieces import run_pieces
 from .quiet import keep_buffers, keep_random, quiet, settled
 from .recurrent import Recurrent
-from .states import RowDims, check_state, find_row_dims, leaves, tree_map
+from .states import RowDims, check_state, detach, find_row_dims, leaves, tree_map
 
 __all__ = ["Recurrence", "adapt", "hidden_steps"]
 
@@ -104,27 +104,45 @@ class Recurrence:
         if self.hides:
             return None
         few = self._few(2)
-        with quiet(self.model), settled(self.model), _looking():
+        with quiet(self.model), settled(self.model), self._looking():
             found = read_layout(self._answer, few)
             return found if found is not None and self._starts_anew(found, few) else None
 
     def _starts_anew(self, layout: Layout, few: Tree) -> bool:
         """Whether a reset inside the layers is a reset of the model: nothing but the layers may read the state.
 
-        An attention over h_{t-1}, or a readout of it, would go on to see the state of before.
+        An attention over h_{t-1}, or a readout of it, would go on to see the state of before. Values alone do not
+        tell: what reads the state through a weight that is zero now shows in that weight's gradient, and layers that
+        are run again on the way back (checkpoints), outside of the gates, show in all of them.
         """
+        wrt = [p for p in self.model.parameters() if p.requires_grad]
+        with torch.enable_grad():
+            few = tree_map(lambda x: x.detach().requires_grad_(x.is_floating_point()), few)
+            wrt += [x for x in leaves(few) if x.requires_grad]
+            found, expected = self._reset_and_begun(layout, few)
+            if not all(_close(a, b) for a, b in zip(found, expected)):
+                return False
+            try:
+                ours, theirs = (_some_gradient(tensors, wrt) for tensors in (found, expected))
+            except Exception:  # whatever cannot go back under gates is left to the opaque way
+                return False
+        return all(_close(a, b) for a, b in zip(ours, theirs))
+
+    def _reset_and_begun(self, layout: Layout, few: Tree) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs and state of two steps that both reset, and of the same two steps taken from ``state=None``."""
         first, last = tree_map(lambda x: x[:1], few), tree_map(lambda x: x[-1:], few)
         one, state = self._answer(first, None)
         two, after = self._answer(last, None)
         expected = leaves([tree_map(lambda a, b: torch.cat((a, b)), one, two), after])
         other = tree_map(lambda h: torch.randn_like(h) if h.is_floating_point() or h.is_complex() else h, state)
+        other = detach(other)
         inputs = tree_map(lambda a, b: torch.cat((a, b)), first, last)
         rows = leaves(inputs)[0]
         reset = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
         fresh = self._fresh_states(inputs, reset, layout)
         with GatedForward(Edges(None, reset, None), fresh):
             outputs, final = self._answer(inputs, other)
-        return all(_close(a, b) for a, b in zip(leaves([outputs, final]), expected))
+        return leaves([outputs, final]), expected
 
     @property
     def folds(self) -> bool:
@@ -140,7 +158,20 @@ class Recurrence:
         """
         if self.layout is None or self.folds:
             return 0
-        return 8 if self.layout.origins <= {"torch"} else 32
+        return 32 if not self.native else 4 if "lstm" in self.layout.origins else 8
+
+    @property
+    def native(self) -> bool:
+        """Whether the state is that of torch's layers alone."""
+        return self.layout is not None and self.layout.origins <= {"torch", "lstm"}
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether the model draws random numbers (dropout), seen on two steps."""
+        with quiet(self.model), self._looking():
+            before = torch.get_rng_state()
+            self._answer(self._few(2), None)
+            return not torch.equal(before, torch.get_rng_state())
 
     @cached_property
     def dims(self) -> RowDims:
@@ -156,13 +187,29 @@ class Recurrence:
         few = tree_map(lambda x: x[:1], self._few(2))
         rows = leaves(few)[0].shape[1]
         again = torch.arange(rows + 1).clamp(max=rows - 1)
-        with quiet(self.model), _looking():
+        with quiet(self.model), self._looking():
             ours = self._answer(few, None)[1]
             check_state(ours)
             theirs = None
             if declared is None:
                 theirs = self._answer(tree_map(lambda x: x[:, again.to(x.device)], few), None)[1]
         return find_row_dims(ours, theirs, rows, rows + 1, declared)
+
+    @contextmanager
+    def _looking(self):
+        """Say why the model ran on so few rows, where it fails on them only."""
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.call(tree_map(lambda x: x[:1], self._sample), None)
+            except Exception:
+                raise error from None
+            error.add_note(
+                "chronograd ran the model on its first steps and rows, to see how its state is made; "
+                "a model made for one batch size declares state_row_dim"
+            )
+            raise
 
     def _few(self, steps: int) -> Tree:
         """The first steps and rows of the sample; all rows for a model that declares where its rows lie."""
@@ -181,8 +228,9 @@ class Recurrence:
         if edges.plain and not any(visits):
             outputs, final = self._answer(inputs, state)
             return outputs, final, [state for _ in visits]
-        native = edges.plain and self.layout is not None and self.layout.origins <= {"torch"}
-        if self.layout is not None and not native:  # between visits torch's layers run as they are
+        if self.layout is not None and not (
+            edges.plain and self.native
+        ):  # between visits torch's layers run as they are
             random = torch.get_rng_state()
             seen, outputs, final = self._gated(inputs, state, edges)
             if self.layout.holds(final, seen, leaves(inputs)[0].shape[0]):
@@ -233,6 +281,16 @@ class Recurrence:
         return [None if _zero(track.given) else track.given for track in seen.tracks]
 
 
+def _some_gradient(tensors: list[Tensor], wrt: list[Tensor]) -> list[Tensor]:
+    """The gradient of one fixed mixture of tensors: cos(1), cos(2), ... times their numbers."""
+    real = [torch.view_as_real(x) if x.is_complex() else x for x in tensors if x.requires_grad]
+    if not real or not wrt:
+        return []
+    mixture = [(torch.arange(1.0, x.numel() + 1, device=x.device).cos() * x.flatten()).sum() for x in real]
+    found = torch.autograd.grad(mixture, wrt, allow_unused=True)
+    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(wrt, found)]
+
+
 def _close(a: Tensor, b: Tensor) -> bool:
     if not (a.is_floating_point() or a.is_complex()) or a.shape != b.shape:
         return a.shape == b.shape
@@ -242,19 +300,6 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 def _zero(state: tuple[Tensor, ...]) -> bool:
     return all(not part.requires_grad and not bool(part.any()) for part in state)
-
-
-@contextmanager
-def _looking():
-    """Say why the model ran on so little, where it fails on it."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(
-            "chronograd ran the model on its first steps and rows, to see how its state is made; "
-            "a model made for one batch size declares state_row_dim"
-        )
-        raise
 
 
 class _TimeMajor(nn.Module):

@@ -31,9 +31,9 @@ _CELLS = (torch.rnn_tanh_cell, torch.rnn_relu_cell, torch.gru_cell, torch.lstm_c
 class Track:
     """One recurrent loop as it was seen: the very tensors it was given and gave back, and its states at every step.
 
-    ``origin`` is ``"own"`` (a chronograd layer), ``"torch"`` (a fused torch layer), ``"cell"`` (torch cells in a
-    loop) or ``"recurrent"``. ``states[layer][part]`` is (T, B, H) for the layers; for loops of cells ``steps`` holds
-    one tuple of tensors for each step.
+    ``origin`` is ``"own"`` (a chronograd layer), ``"lstm"`` or ``"torch"`` (torch's LSTM, its other layers), ``"cell"``
+    (torch cells in a loop) or ``"recurrent"``. ``states[layer][part]`` is (T, B, H) for the layers; for loops of cells
+    ``steps`` holds one tuple of tensors for each step.
     """
 
     origin: str
@@ -121,7 +121,9 @@ class GatedForward(TorchFunctionMode):
             return func(*args)
         weights = [LayerWeights(*flat[each * n : each * (n + 1)]) for n in range(layers)]
         x = inputs.transpose(0, 1) if batch_first else inputs
-        outputs, final = self._layers("torch", kind, x, initial, weights, dropout if training else 0.0)
+        outputs, final = self._layers(
+            "lstm" if kind == "lstm" else "torch", kind, x, initial, weights, dropout if training else 0.0
+        )
         return (outputs.transpose(0, 1) if batch_first else outputs, *final)
 
     def _recurrent(self, cell: Any, inputs: Any, state: Any) -> tuple[list[Any], Any]:

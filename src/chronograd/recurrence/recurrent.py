@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .sequence import cell_sequence
-from .states import tree_map
+from .states import leaves, tree_map
 
 __all__ = ["Recurrent"]
 
@@ -18,9 +18,9 @@ class Recurrent(nn.Module):
     """h_t = f(x_t, h_{t-1}; w_h), o_t = g(h_t; w_o), for any cell f and readout g.
 
     Args:
-        cell: ``cell(x_t, state) -> state``. x_t is (B, ...), the state any nesting of tensors with rows in dimension 0;
-            ``state=None`` asks for the step from the initial state. Any callable; a module's parameters are found by
-            name. ``torch.nn.GRUCell`` and its like fit as they are.
+        cell: ``cell(x_t, state) -> state``. x_t is (B, ...), nested as the inputs are; the state any nesting of tensors
+            with rows in dimension 0; ``state=None`` asks for the step from the initial state. Any callable; a module's
+            parameters are found by name. ``torch.nn.GRUCell`` and its like fit as they are.
         readout: ``readout(states) -> outputs`` on all steps at once: states stacked in time, (T, B, ...). It must
             treat every step and row by itself, as ``torch.nn.Linear`` does. None gives the state itself (its first
             tensor where it is a nesting).
@@ -47,14 +47,16 @@ class Recurrent(nn.Module):
         self.cell = cell
         self.readout = readout
 
-    def forward(self, inputs: Tensor, state: Any = None) -> tuple[Any, Any]:
-        """(T, B, ...) and a state or None -> outputs (T, B, ...), final state.
+    def forward(self, inputs: Any, state: Any = None) -> tuple[Any, Any]:
+        """(T, B, ...) or a nesting of such, and a state or None -> outputs (T, B, ...), final state.
 
         Raises:
             ValueError: where there is no step, or the cell's state has its rows elsewhere than in dimension 0.
         """
-        if inputs.shape[0] == 0:
-            raise ValueError(f"Recurrent: expected at least one step, got inputs of shape {tuple(inputs.shape)}")
+        steps = leaves(inputs)
+        if not steps or steps[0].dim() < 2 or steps[0].shape[0] == 0:
+            shapes = ", ".join(str(tuple(x.shape)) for x in steps) or type(inputs).__name__
+            raise ValueError(f"Recurrent: expected tensors (T, B, ...) of at least one step, got {shapes}")
         history, final = cell_sequence(self.cell, inputs, state)
         states = tree_map(lambda *steps: torch.stack(steps), *history)
         if self.readout is not None:

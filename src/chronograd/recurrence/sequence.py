@@ -6,7 +6,7 @@ its like, and that is how gates reach a layer deep inside somebody's model (see 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from chronograd.kernels import Edges, run_layer
 
-from .states import RowDims, check_state, leaves
+from .states import RowDims, check_state, leaves, tree_map
 
 __all__ = ["LayerWeights", "Path", "cell_sequence", "layer_sequence", "run_cell", "run_layers"]
 
@@ -113,12 +113,12 @@ def run_cell(cell: Callable[[Any, Any], Any], inputs: Any, state: Any, edges: Ed
     gated = [] if edges.gates is None else (edges.gates != 1).any(1).tolist()
     resets, frozen = edges.reset_steps(), edges.frozen_steps()
     rows = RowDims([])
-    for t, x in enumerate(inputs.unbind(0)):
+    for t, x in enumerate(_steps_of(inputs)):
         if edges.gates is not None and gated[t] and state is not None:
             state = RowDims([0] * len(leaves(state))).gate(state, edges.gates[t])
         new = cell(x, state)
         if t == 0:
-            _check_rows(new, inputs.shape[1])
+            _check_rows(new, leaves(inputs)[0].shape[1])
             rows = RowDims([0] * len(leaves(new)))
         if edges.reset is not None and resets[t]:
             new = rows.choose(~edges.reset[t], new, cell(x, None))
@@ -128,6 +128,13 @@ def run_cell(cell: Callable[[Any, Any], Any], inputs: Any, state: Any, edges: Ed
         history.append(state)
         states.append(tuple(leaves(state)))
     return Path(history, state, states)
+
+
+def _steps_of(inputs: Any) -> Iterable[Any]:
+    """The inputs of each step, nested as they are."""
+    if isinstance(inputs, Tensor):
+        return inputs.unbind(0)
+    return (tree_map(lambda x, t=t: x[t], inputs) for t in range(leaves(inputs)[0].shape[0]))
 
 
 def _check_rows(state: Any, rows: int) -> None:
@@ -143,7 +150,8 @@ def _check_rows(state: Any, rows: int) -> None:
 
 def cell_sequence(cell: Callable[[Any, Any], Any], inputs: Any, state: Any) -> tuple[list[Any], Any]:
     """The states after every step, and the final one; overridable."""
-    if has_torch_function((inputs,)):
-        return handle_torch_function(cell_sequence, (inputs,), cell, inputs, state)
+    tensors = tuple(leaves(inputs))
+    if has_torch_function(tensors):
+        return handle_torch_function(cell_sequence, tensors, cell, inputs, state)
     path = run_cell(cell, inputs, state)
     return path.outputs, path.final
