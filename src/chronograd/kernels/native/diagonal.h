@@ -117,7 +117,7 @@ static void NAME(drain)(const Job *job, Chunk *chunk, int complex, int id) {
         if (complex) {
             /* D conj(h): the real part sums over the pair, the imaginary one is the difference of the crossed products. */
             out[at & ~(int64_t)1] += chunk->sum[i];
-            out[at | 1] += at & 1 ? chunk->sum_crossed[i] : -(double)chunk->sum_crossed[i];
+            out[at | 1] += at & 1 ? -(double)chunk->sum_crossed[i] : chunk->sum_crossed[i];
         } else {
             out[at] += chunk->sum[i];
         }
