@@ -20,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from chronograd.kernels import Edges, fused, library  # noqa: E402
+from chronograd.kernels import Edges, fused, library
 
 SHAPES = [
     (35, 32, 28, 256),
@@ -101,8 +101,11 @@ def main() -> None:
             shape = SHAPES[number]
             theirs, ours, limit = compare(kind, shape, given.repeats, choice)
             ratios.append((theirs / ours, ours / limit))
-            print(f"{kind:5} {shape!s:24} torch {theirs * 1e3:8.2f} ms  ours {ours * 1e3:8.2f} ms  ratio {theirs / ours:6.2f}"
-                  f"  to the limit {ours / limit:5.2f}", flush=True)
+            print(
+                f"{kind:5} {shape!s:24} torch {theirs * 1e3:8.2f} ms  ours {ours * 1e3:8.2f} ms"
+                f"  ratio {theirs / ours:6.2f}  to the limit {ours / limit:5.2f}",
+                flush=True,
+            )
         means = [math.exp(statistics.fmean(math.log(pair[part]) for pair in ratios)) for part in (0, 1)]
         print(f"{kind:5} geometric means: ratio {means[0]:.2f}, to the limit {means[1]:.2f}", flush=True)
 

@@ -220,7 +220,8 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
     saved = list(ctx.saved_tensors)
     weight_ih, inputs = (saved.pop(0), saved.pop(0)) if ctx.projected else (None, None)
     kept = saved.pop() if CELLS[kind].kept else None
-    weight, path, initial, fresh = saved[0], saved[1 : parts + 1], saved[parts + 1 : 2 * parts + 1], saved[2 * parts + 1 :]
+    weight, path = saved[0], saved[1 : parts + 1]
+    initial, fresh = saved[parts + 1 : 2 * parts + 1], saved[2 * parts + 1 :]
     wants_inputs, wants_ih, wants_bias_ih, wants_weight, wants_bias = ctx.needs_input_grad[4:9]
     steps, rows, size = path[0].shape
     gru, diagonal = kind == "gru", kind == "diagonal"

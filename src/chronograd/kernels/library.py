@@ -219,7 +219,7 @@ class Recurrence:
         fresh_back: Sequence[Tensor],
         weight_back: Tensor | None,
     ) -> None:
-        """Steps ``end - 1`` to ``begin``: ``product`` is that of the block, ``kept`` and ``given`` those of all steps."""
+        """Steps ``end - 1`` to ``begin``: ``product`` is the block's, ``kept`` and ``given`` are of all steps."""
         job = self.job
         self._block(begin, end, initial, path)
         job.given = _PAIR(*(at(part, begin) for part in given))

@@ -1,6 +1,6 @@
 """Compile the kernels with the machine's C compiler: for tests and for work on them; the package has its own hook.
 
-    python src/chronograd/kernels/native/build.py OUT.so [extra flags]
+python src/chronograd/kernels/native/build.py OUT.so [extra flags]
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@
 #define MANTISSA 52
 #define ONE_BITS 0x3ff0000000000000
 #define EXP_LOW -708.0
-#define EXP_HIGH 711.0
+#define EXP_HIGH 710.0 /* here n is 1024, and 2^n infinite */
 #define TANH_ONE 20.0
 static const REAL NAME(series)[] = {
     0.49999999999999999986,    0.16666666666666676838,    0.04166666666666670094,   0.0083333333333213890973,
@@ -27,7 +27,7 @@ static const REAL NAME(series)[] = {
 #define MANTISSA 23
 #define ONE_BITS 0x3f800000
 #define EXP_LOW -87.0f
-#define EXP_HIGH 89.0f
+#define EXP_HIGH 89.0f /* here n is 128, and 2^n infinite */
 #define TANH_ONE 10.0f
 static const REAL NAME(series)[] = {0.500000004774f,     0.166666667966f,     0.0416663498751f,
                                     0.00833327778716f,   0.00139413679856f,   0.000199115956285f};
