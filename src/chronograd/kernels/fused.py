@@ -1,7 +1,7 @@
 """The layers on the compiled kernels: one autograd node a layer, walked forward and back in blocks of time.
 
 A block is projected, run and forgotten: X W_ih^T of all steps is never stored, nor are the cotangents of all products.
-On the way back each block adds its part of the weights' gradients with one matrix product, which stays torch's::
+On the way back each block adds its part of the weights' gradients in one pass over its cotangents::
 
     dL/dW_hh += D^T H_before,  dL/dW_ih += D^T X,  dL/dX = D W_ih
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from .cells import CELLS
 from .edges import Edges
 from .library import BACK, FORWARD, Recurrence, library
+from .products import Products, TorchProducts
 
 __all__ = ["Choice", "run_layer", "run_projected"]
 
@@ -199,18 +200,16 @@ def _project_and_run(
     steps, rows = inputs.shape[:2]
     across = weight_ih.shape[0]
     length = _block(choice, steps, rows, across * inputs.element_size())
-    turned = weight_ih.mT
+    products = _products(choice, inputs)
+    panels = products.panels(_plain(weight_ih), True)
+    bias_ih = None if bias_ih is None else _plain(bias_ih)
     one = path[0].shape[-1] == across
     own = None if one or kept is not None else inputs.new_empty(length, rows, across)
     for begin in range(0, steps, length):
         end = min(steps, begin + length)
         room = path[0][begin:end] if one else own[: end - begin] if kept is None else kept[begin:end]  # pyright: ignore
         drive = room[..., :across]
-        flat = room.flatten(0, 1)[:, :across]
-        if bias_ih is None:
-            torch.mm(inputs[begin:end].flatten(0, 1), turned, out=flat)
-        else:
-            torch.addmm(bias_ih, inputs[begin:end].flatten(0, 1), turned, out=flat)
+        products.rows(inputs[begin:end].flatten(0, 1), panels, room.flatten(0, 1)[:, :across], bias_ih)
         layer.forward(begin, end, drive, None if kept is None else kept[begin:end], initial, path)
 
 
@@ -241,73 +240,71 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
     if weight_ih is not None:
         length = _block(ctx.choice, steps, rows, columns * size * weight.element_size())
     product = weight.new_empty(length, rows, columns * size)
-    dinputs = torch.empty_like(inputs) if weight_ih is not None and wants_inputs else None
-    totals = _Totals()
+    products = _products(ctx.choice, weight)
+    dweight = torch.empty_like(weight) if wants_weight and not diagonal else None
+    dweight_ih = panels = None
+    dinputs = product[..., (columns - across) * size :] if weight_ih is None else None
+    if weight_ih is not None:
+        weight_ih = _plain(weight_ih)
+        dweight_ih = torch.empty_like(weight_ih) if wants_ih else None
+        if wants_inputs:
+            dinputs, panels = torch.empty_like(inputs), products.panels(weight_ih, False)
+    dbias = None
+    if wants_bias_ih or wants_bias:
+        dbias = weight.new_zeros(columns * size)
     for end in range(steps, 0, -length):
         begin = max(0, end - length)
         block = product[: end - begin]
         layer.back(begin, end, given, kept, initial, path, flow, block, fresh_back, sums)
         flat = block.flatten(0, 1)
         inner, outer = flat[:, : across * size], flat[:, (columns - across) * size :]
-        if wants_weight and not diagonal:
-            for d, h in _before(inner, begin, end, initial[0], path[0], ctx.at_edges[1], fresh):
-                totals.product("weight", d, h)
-        if weight_ih is not None:
-            x = inputs[begin:end].flatten(0, 1)
-            if wants_ih:
-                totals.product("weight_ih", outer, x)
-            if wants_bias_ih:
-                totals.sum("bias_ih", outer)
-            if dinputs is not None:
-                torch.mm(outer, weight_ih.conj(), out=dinputs[begin:end].flatten(0, 1))
-        if ctx.has_bias and wants_bias:
-            totals.sum("bias", inner)
-    dweight, dbias = totals.found.get("weight"), totals.found.get("bias")
-    if gru:
-        # The kernel's order is n, r, z.
-        dweight = None if dweight is None else dweight.roll(-size, 0)
-        dbias = None if dbias is None else dbias.roll(-size, 0)
+        x = inputs[begin:end].flatten(0, 1) if weight_ih is not None else None
+        if panels is not None:
+            products.rows(outer, panels, dinputs[begin:end].flatten(0, 1))  # pyright: ignore[reportOptionalSubscript]
+        if dweight is not None and dweight_ih is not None:
+            more = end < steps
+            for rows_of, h in _before(rows, begin, end, initial[0], path[0], ctx.at_edges[1], fresh):
+                products.columns(flat[rows_of], h, dweight, dbias, more, (x[rows_of], dweight_ih))  # pyright: ignore
+                more = True
+            continue
+        if dbias is not None:
+            dbias += flat.sum(0)
+        if dweight is not None:
+            more = end < steps
+            for rows_of, h in _before(rows, begin, end, initial[0], path[0], ctx.at_edges[1], fresh):
+                products.columns(inner[rows_of], h, dweight, None, more)
+                more = True
+        if dweight_ih is not None:
+            products.columns(outer, x, dweight_ih, None, end < steps)  # pyright: ignore[reportArgumentType]
     if sums is not None:
         dweight = sums.sum(0).to(weight.dtype)
-    if weight_ih is None:
-        dinputs = product[..., (columns - across) * size :]
-    found = totals.found
-    return dinputs, found.get("weight_ih"), found.get("bias_ih"), dweight, dbias, *flow, *fresh_back
+    dbias_ih = dbias[(columns - across) * size :] if dbias is not None and wants_bias_ih else None
+    dbias = dbias[: across * size] if dbias is not None and ctx.has_bias and wants_bias else None
+    if gru:
+        # The kernel's order is n, r, z.
+        dweight, dbias = (None if part is None else part.roll(-size, 0) for part in (dweight, dbias))
+    return dinputs, dweight_ih, dbias_ih, dweight, dbias, *flow, *fresh_back
 
 
-class _Totals:
-    """Sums over blocks of time."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, Tensor] = {}
-
-    def product(self, name: str, d: Tensor, other: Tensor) -> None:
-        """Add d^T conj(other)."""
-        if name in self.found:
-            self.found[name].addmm_(d.mT, other.conj())
-        else:
-            self.found[name] = torch.mm(d.mT, other.conj())
-
-    def sum(self, name: str, d: Tensor) -> None:
-        self.found[name] = d.sum(0) if name not in self.found else self.found[name].add_(d.sum(0))
+def _products(choice: Choice, like: Tensor) -> Products | TorchProducts:
+    return TorchProducts() if like.is_complex() else Products(choice.native, like.dtype, choice.forced)
 
 
 def _before(
-    d: Tensor, begin: int, end: int, initial: Tensor, path: Tensor, reset: Tensor | None, fresh: list[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows of a block's products, each with the states that they were taken from."""
-    rows = path.shape[1]
+    rows: int, begin: int, end: int, initial: Tensor, path: Tensor, reset: Tensor | None, fresh: list[Tensor]
+) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of a block, in parts, each with the states that they were taken from."""
     if reset is not None:
         numbers = reset[begin:end]
         anew = numbers >= 0
         if anew.any():
             h = torch.cat(((path[begin - 1] if begin else initial).unsqueeze(0), path[begin : end - 1]))
             h[anew] = fresh[0][numbers[anew]] if fresh else h.new_zeros(())
-            yield d, h.flatten(0, 1)
+            yield slice(None), h.flatten(0, 1)
             return
     if begin:
-        yield d, path[begin - 1 : end - 1].flatten(0, 1)
+        yield slice(None), path[begin - 1 : end - 1].flatten(0, 1)
         return
-    yield d[:rows], initial
+    yield slice(0, rows), initial
     if end > 1:
-        yield d[rows:], path[: end - 1].flatten(0, 1)
+        yield slice(rows, None), path[: end - 1].flatten(0, 1)

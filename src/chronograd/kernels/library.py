@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["ISAS", "Recurrence", "find", "isas", "library", "load"]
+__all__ = ["ISAS", "Product", "Recurrence", "at", "find", "isas", "library", "load"]
 
 ISAS = ("plain", "avx2", "avx512")
 """Instruction sets by number; ``forced`` in ``Recurrence`` takes such a name."""
@@ -57,6 +57,31 @@ class Job(ctypes.Structure):
     ]
 
 
+class Product(ctypes.Structure):
+    """``Product`` of ``native/kernels.h``."""
+
+    _fields_ = [
+        *((name, _INTEGER) for name in ("real", "isa", "threads", "height", "width", "depth")),
+        ("a", _POINTER),
+        ("a_stride", _INTEGER),
+        ("b", _POINTER),
+        ("b_stride", _INTEGER),
+        ("out", _POINTER),
+        ("out_stride", _INTEGER),
+        ("bias", _POINTER),
+        ("sums", _POINTER),
+        ("scratch", _POINTER),
+        ("more", _INTEGER),
+        ("first_rows", _INTEGER),
+        ("second_b", _POINTER),
+        ("second_b_stride", _INTEGER),
+        ("second_width", _INTEGER),
+        ("second_out", _POINTER),
+        ("second_out_stride", _INTEGER),
+        ("second_from", _INTEGER),
+    ]
+
+
 def find() -> Path | None:
     """Where the library lies: ``CHRONOGRAD_NATIVE`` (a path; empty for none), else beside its sources."""
     given = os.environ.get("CHRONOGRAD_NATIVE")
@@ -67,7 +92,7 @@ def find() -> Path | None:
 def load(path: Path) -> ctypes.CDLL:
     """Load the library and hand it torch's own thread pool."""
     native = ctypes.CDLL(str(path))
-    job = ctypes.POINTER(Job)
+    job, product = ctypes.POINTER(Job), ctypes.POINTER(Product)
     signatures = {
         "abi": (_INTEGER, ()),
         "isas": (_INTEGER, ()),
@@ -76,6 +101,11 @@ def load(path: Path) -> ctypes.CDLL:
         "pack": (None, (job, _INTEGER, _POINTER, _POINTER)),
         "forward": (None, (job,)),
         "back": (None, (job,)),
+        "panels_bytes": (_INTEGER, (product,)),
+        "panels": (None, (product, _INTEGER, _POINTER)),
+        "rows": (None, (product,)),
+        "scratch_bytes": (_INTEGER, (product,)),
+        "columns": (None, (product,)),
         "split": (_INTEGER, (job, _INTEGER)),
         "apply": (None, (_INTEGER, _INTEGER, _INTEGER, _INTEGER, _POINTER, _POINTER)),
     }

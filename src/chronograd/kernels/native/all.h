@@ -2,6 +2,7 @@
 #include "vector.h"
 #include "functions.h"
 #include "product.h"
+#include "gemm.h"
 #include "edges.h"
 #include "forward.h"
 #include "back.h"
@@ -10,5 +11,5 @@
 
 static const Table NAME(table) = {
     LANES,      REGISTERS,  NAME(pack), NAME(forward), NAME(back), NAME(diagonal_forward), NAME(diagonal_back),
-    NAME(apply),
+    NAME(panels), NAME(rows), NAME(columns), NAME(scratch), NAME(apply),
 };

@@ -86,6 +86,43 @@ void chronograd_back(const Job *job) {
         chronograd_team(chronograd_plan(job, WAY_BACK).threads, back, (void *)job);
 }
 
+static const Table *table_of(const Product *product) { return chronograd_table(product->isa, product->real); }
+
+static int64_t threads_of(const Product *product) {
+    double work = (double)product->height * (double)product->width * (double)product->depth;
+    return work > 300000.0 ? product->threads : 1;
+}
+
+int64_t chronograd_panels_bytes(const Product *product) {
+    int64_t lanes = table_of(product)->lanes, number = product->real == REAL_DOUBLE ? 8 : 4;
+    return (product->width + lanes - 1) / lanes * lanes * product->depth * number;
+}
+
+typedef struct {
+    const Product *product;
+    int turned;
+    void *out;
+} Panels;
+
+static void panels(void *argument, int id, int team) {
+    const Panels *p = argument;
+    table_of(p->product)->panels(p->product, p->turned, p->out, id, team);
+}
+
+void chronograd_panels(const Product *product, int64_t turned, void *out) {
+    Panels p = {product, (int)turned, out};
+    chronograd_team(chronograd_panels_bytes(product) > (64 << 10) ? product->threads : 1, panels, &p);
+}
+
+static void rows(void *argument, int id, int team) { table_of(argument)->rows(argument, id, team); }
+static void columns(void *argument, int id, int team) { table_of(argument)->columns(argument, id, team); }
+
+void chronograd_rows(const Product *product) { chronograd_team(threads_of(product), rows, (void *)product); }
+int64_t chronograd_scratch_bytes(const Product *product) {
+    return table_of(product)->scratch(product) * product->threads;
+}
+void chronograd_columns(const Product *product) { chronograd_team(threads_of(product), columns, (void *)product); }
+
 void chronograd_apply(int64_t isa, int64_t real, int64_t function, int64_t count, const void *in, void *out) {
     chronograd_table(isa, real)->apply((int)function, count, in, out);
 }

@@ -56,6 +56,33 @@ typedef struct {
     int64_t threads, by_units, width;
 } Plan;
 
+/* A product over many rows. `rows`: out (M, N) = a (M, K) b + bias, with b as chronograd_panels wrote it. `columns`:
+   out (M, N) = a^T b for a (K, M) and b (K, N), and sums (M,) = those of a's columns; `more` adds to both. Strides as
+   above. */
+typedef struct {
+    int64_t real, isa, threads;
+    int64_t height, width, depth; /* M, N, K */
+    const void *a;
+    int64_t a_stride;
+    const void *b;
+    int64_t b_stride;
+    void *out;
+    int64_t out_stride;
+    const void *bias; /* (N,) or NULL; rows only */
+    void *sums;       /* (M,) or NULL; columns only */
+    void *scratch;    /* chronograd_scratch_bytes; columns only */
+    int64_t more;
+    /* columns only, b NULL where absent: a second product with the same a. The first takes the first_rows first columns
+       of a, the second those from from_row on. */
+    int64_t first_rows;
+    struct {
+        const void *b;
+        int64_t b_stride, width;
+        void *out;
+        int64_t out_stride, from_row;
+    } second;
+} Product;
+
 /* What one instruction set offers for one real type. */
 typedef struct {
     int lanes;     /* numbers in a vector */
@@ -65,6 +92,10 @@ typedef struct {
     void (*back)(const Job *, int id, int team);
     void (*diagonal_forward)(const Job *, int id, int team);
     void (*diagonal_back)(const Job *, int id, int team);
+    void (*panels)(const Product *, int turned, void *out, int id, int team);
+    void (*rows)(const Product *, int id, int team);
+    void (*columns)(const Product *, int id, int team);
+    int64_t (*scratch)(const Product *);
     void (*apply)(int function, int64_t count, const void *in, void *out);
 } Table;
 
@@ -91,6 +122,12 @@ EXPORT int64_t chronograd_packed_bytes(const Job *job, int64_t way);
 EXPORT void chronograd_pack(const Job *job, int64_t way, const void *weight, void *out);
 EXPORT void chronograd_forward(const Job *job);
 EXPORT void chronograd_back(const Job *job);
+/* b (K, N), or with `turned` its transpose (N, K), into panels; as many bytes as chronograd_panels_bytes says. */
+EXPORT int64_t chronograd_panels_bytes(const Product *product);
+EXPORT void chronograd_panels(const Product *product, int64_t turned, void *out);
+EXPORT void chronograd_rows(const Product *product);
+EXPORT int64_t chronograd_scratch_bytes(const Product *product);
+EXPORT void chronograd_columns(const Product *product);
 EXPORT int64_t chronograd_split(const Job *job, int64_t way); /* threads + 1000 by_units + 10000 width */
 EXPORT void chronograd_apply(int64_t isa, int64_t real, int64_t function, int64_t count, const void *in, void *out);
 

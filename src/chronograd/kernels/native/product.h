@@ -12,12 +12,13 @@ static INLINE int NAME(tallest)(int width) {
 }
 
 /* tile[row][column] = sum over k of rows[row][k] panel[k][column]. Where the tile is too small to hide the latency of
-   an addition, `ways` partial sums take turns. */
-static INLINE void NAME(tile)(const int height, const int width, const int ways, int64_t depth, const REAL *const *rows,
-                              const REAL *panel, Vec *tile) {
+   an addition, `ways` partial sums take turns. `turned`: the rows lie interleaved from rows[0] on, as [k][row]. */
+static INLINE void NAME(tile)(const int height, const int width, const int ways, const int turned, int64_t depth,
+                              const REAL *const *rows, const REAL *panel, Vec *tile) {
     Vec sum[TALLEST * 4];
     const REAL *at[TALLEST];
-    UNROLL for (int m = 0; m < height; m++) at[m] = rows[m];
+    UNROLL for (int m = 0; m < height; m++) at[m] = turned ? rows[0] + m : rows[m];
+    const int64_t step = turned ? height : 1;
     UNROLL for (int i = 0; i < ways * height * width; i++) sum[i] = (Vec){0};
     int64_t k = 0;
     for (; k + ways <= depth; k += ways) {
@@ -25,7 +26,7 @@ static INLINE void NAME(tile)(const int height, const int width, const int ways,
             Vec column[4];
             UNROLL for (int n = 0; n < width; n++) column[n] = load(panel + (way * width + n) * LANES);
             UNROLL for (int m = 0; m < height; m++) {
-                Vec number = all(at[m][k + way]);
+                Vec number = all(at[m][(k + way) * step]);
                 UNROLL for (int n = 0; n < width; n++)
                     sum[(way * height + m) * width + n] += number * column[n];
             }
@@ -34,7 +35,7 @@ static INLINE void NAME(tile)(const int height, const int width, const int ways,
     }
     for (; k < depth; k++) {
         UNROLL for (int m = 0; m < height; m++)
-            UNROLL for (int n = 0; n < width; n++) sum[m * width + n] += at[m][k] * load(panel + n * LANES);
+            UNROLL for (int n = 0; n < width; n++) sum[m * width + n] += at[m][k * step] * load(panel + n * LANES);
         panel += width * LANES;
     }
     UNROLL for (int i = 0; i < height * width; i++) {
@@ -48,7 +49,7 @@ static INLINE void NAME(tile)(const int height, const int width, const int ways,
 #define TILE(height, width)                                                                                         \
     static __attribute__((noinline)) void NAME(tile_##height##_##width)(int64_t depth, const REAL *const *rows,     \
                                                                         const REAL *panel, Vec *tile) {             \
-        NAME(tile)(height, width, WAYS(height, width), depth, rows, panel, tile);                                   \
+        NAME(tile)(height, width, WAYS(height, width), 0, depth, rows, panel, tile);                                   \
     }
 #define TILES(width)                                                                                                \
     TILE(1, width) TILE(2, width) TILE(3, width) TILE(4, width) TILE(5, width) TILE(6, width) TILE(7, width)        \

@@ -47,3 +47,9 @@
 #undef NEIGHBOURS
 #undef Chunk
 #undef AHEAD
+#undef WIDE
+#undef FULL
+#undef AT_ONCE
+#undef GROUP
+#undef TURNED
+#undef SLOT
