@@ -79,6 +79,8 @@ class Product(ctypes.Structure):
         ("second_out", _POINTER),
         ("second_out_stride", _INTEGER),
         ("second_from", _INTEGER),
+        ("numbers", _POINTER),
+        ("fresh", _POINTER),
     ]
 
 

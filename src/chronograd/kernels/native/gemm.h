@@ -22,9 +22,14 @@ static void NAME(panels)(const Product *p, int turned, void *to, int id, int tea
         const int64_t first = panel * units, across = NAME(wide)(p->width, first) * LANES;
         REAL *out = (REAL *)to + first * p->depth;
         if (!turned) {
-            for (int64_t k = 0; k < p->depth; k++)
+            const int32_t *numbers = p->numbers;
+            for (int64_t k = 0; k < p->depth; k++) {
+                const REAL *row = b + k * p->b_stride;
+                if (numbers && numbers[k] >= 0) row = p->fresh ? (const REAL *)p->fresh + numbers[k] * p->width : NULL;
                 for (int64_t n = 0; n < across; n += LANES)
-                    store(out + k * across + n, load_some(b + k * p->b_stride + first + n, some_of(p->width - first - n)));
+                    store(out + k * across + n,
+                          row ? load_some(row + first + n, some_of(p->width - first - n)) : (Vec){0});
+            }
             continue;
         }
         for (int64_t begin = 0; begin < p->depth; begin += 16) {
@@ -137,6 +142,7 @@ static void NAME(columns)(const Product *p, int id, int team) {
     Product one[2] = {*p, *p};
     one[0].height = p->second.b ? p->first_rows : p->height;
     one[1].b = p->second.b;
+    one[1].numbers = NULL;
     one[1].width = p->second.width;
     one[1].b_stride = p->second.b_stride;
     one[1].out = p->second.out;
@@ -151,6 +157,7 @@ static void NAME(columns)(const Product *p, int id, int team) {
             Product part = one[i];
             part.b = (const REAL *)part.b + begin * part.b_stride;
             part.depth = depth;
+            if (part.numbers) part.numbers = (const int32_t *)part.numbers + begin;
             NAME(panels)(&part, 0, panels + i * AT_ONCE * NAME(across)(p->width), 0, 1);
         }
         for (int64_t from = first; from < last; from += GROUP) {

@@ -81,6 +81,8 @@ typedef struct {
         void *out;
         int64_t out_stride, from_row;
     } second;
+    const void *numbers; /* columns only, (K,) int32 or NULL: row k of b is row numbers[k] >= 0 of fresh instead */
+    const void *fresh;   /* (R, N); NULL is zeros */
 } Product;
 
 /* What one instruction set offers for one real type. */
