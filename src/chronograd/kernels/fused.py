@@ -263,16 +263,17 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
             products.rows(outer, panels, dinputs[begin:end].flatten(0, 1))  # pyright: ignore[reportOptionalSubscript]
         if dweight is not None and dweight_ih is not None:
             more = end < steps
-            for rows_of, h in _before(rows, begin, end, initial[0], path[0], ctx.at_edges[1], fresh):
-                products.columns(flat[rows_of], h, dweight, dbias, more, (x[rows_of], dweight_ih))  # pyright: ignore
+            for rows_of, h, anew in _before(rows, begin, end, initial[0], path[0], ctx.at_edges[1], fresh):
+                second = (x[rows_of], dweight_ih)  # pyright: ignore[reportOptionalSubscript]
+                products.columns(flat[rows_of], h, dweight, dbias, more, second, anew)
                 more = True
             continue
         if dbias is not None:
             dbias += flat.sum(0)
         if dweight is not None:
             more = end < steps
-            for rows_of, h in _before(rows, begin, end, initial[0], path[0], ctx.at_edges[1], fresh):
-                products.columns(inner[rows_of], h, dweight, None, more)
+            for rows_of, h, anew in _before(rows, begin, end, initial[0], path[0], ctx.at_edges[1], fresh):
+                products.columns(inner[rows_of], h, dweight, None, more, None, anew)
                 more = True
         if dweight_ih is not None:
             products.columns(outer, x, dweight_ih, None, end < steps)  # pyright: ignore[reportArgumentType]
@@ -292,19 +293,16 @@ def _products(choice: Choice, like: Tensor) -> Products | TorchProducts:
 
 def _before(
     rows: int, begin: int, end: int, initial: Tensor, path: Tensor, reset: Tensor | None, fresh: list[Tensor]
-) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of a block, in parts, each with the states that they were taken from."""
-    if reset is not None:
-        numbers = reset[begin:end]
-        anew = numbers >= 0
-        if anew.any():
-            h = torch.cat(((path[begin - 1] if begin else initial).unsqueeze(0), path[begin : end - 1]))
-            h[anew] = fresh[0][numbers[anew]] if fresh else h.new_zeros(())
-            yield slice(None), h.flatten(0, 1)
-            return
+) -> Iterator[tuple[slice, Tensor, tuple[Tensor, Tensor | None] | None]]:
+    """The rows of a block, in parts, each with the states before its steps and which of them start anew."""
+    numbers = None if reset is None else reset[begin:end].flatten()
+
+    def anew(part: slice) -> tuple[Tensor, Tensor | None] | None:
+        return None if numbers is None else (numbers[part], fresh[0] if fresh else None)
+
     if begin:
-        yield slice(None), path[begin - 1 : end - 1].flatten(0, 1)
+        yield slice(None), path[begin - 1 : end - 1].flatten(0, 1), anew(slice(None))
         return
-    yield slice(0, rows), initial
+    yield slice(0, rows), initial, anew(slice(0, rows))
     if end > 1:
-        yield slice(rows, None), path[: end - 1].flatten(0, 1)
+        yield slice(rows, None), path[: end - 1].flatten(0, 1), anew(slice(rows, None))

@@ -180,6 +180,8 @@ class Recurrence:
         forced: str | None = None,
         split: str = "auto",
     ) -> None:
+        if weight.is_complex() and kind != "diagonal":
+            raise TypeError(f"the compiled kernels have no complex {kind!r} recurrence, only the diagonal one")
         self.native, self.weight, self.bias = native, weight, bias
         number = COMPLEX_DIAGONAL if weight.is_complex() else KINDS[kind]
         self.diagonal = kind == "diagonal"

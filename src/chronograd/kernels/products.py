@@ -52,11 +52,13 @@ class Products:
         sums: Tensor | None,
         more: bool,
         second: tuple[Tensor, Tensor] | None = None,
+        anew: tuple[Tensor, Tensor | None] | None = None,
     ) -> None:
         """out = a^T b and sums = those of a's columns; ``more`` adds to both.
 
         ``second`` is another b and its out: the first product then takes as many of a's columns as its out has rows,
-        from the left, the second one as many as its own from the right.
+        from the left, the second one as many as its own from the right. ``anew`` is (numbers, fresh): row k of b is row
+        numbers[k] of fresh (None: zeros) where that is not negative.
         """
         product = self._product(a.shape[1], b.shape[1], a.shape[0])
         product.a, product.a_stride, product.b, product.b_stride = at(a), a.stride(0), at(b), b.stride(0)
@@ -67,6 +69,8 @@ class Products:
             product.second_b, product.second_b_stride, product.second_width = at(other), other.stride(0), other.shape[1]
             product.second_out, product.second_out_stride = at(to), to.stride(0)
             product.second_from = a.shape[1] - to.shape[0]
+        if anew is not None:
+            product.numbers, product.fresh = at(anew[0]), at(anew[1])
         size = self.native.chronograd_scratch_bytes(product)
         if self.scratch is None or self.scratch.numel() < size:
             self.scratch = torch.empty(size, dtype=torch.uint8)
@@ -94,11 +98,15 @@ class TorchProducts:
         sums: Tensor | None,
         more: bool,
         second: tuple[Tensor, Tensor] | None = None,
+        anew: tuple[Tensor, Tensor | None] | None = None,
     ) -> None:
-        for other, to, part in (
-            (b, out, a[:, : out.shape[0]]),
-            *(() if second is None else ((*second, a[:, a.shape[1] - second[1].shape[0] :]),)),
-        ):
+        if anew is not None:
+            numbers, fresh = anew
+            b = torch.where(numbers.unsqueeze(-1) < 0, b, 0 if fresh is None else fresh[numbers.clamp(min=0)])
+        pairs = [(b, out, a[:, : out.shape[0]])]
+        if second is not None:
+            pairs.append((*second, a[:, a.shape[1] - second[1].shape[0] :]))
+        for other, to, part in pairs:
             torch.addmm(to, part.mT, other.conj(), beta=int(more), out=to)
         if sums is not None:
             torch.add(sums * int(more), a.sum(0), out=sums)
