@@ -22,6 +22,7 @@ from .cells import CELLS
 from .edges import Edges
 from .library import BACK, FORWARD, Recurrence, library
 from .products import Products, TorchProducts
+from .workspace import room
 
 __all__ = ["Choice", "run_layer", "run_projected"]
 
@@ -204,12 +205,12 @@ def _project_and_run(
     panels = products.panels(_plain(weight_ih), True)
     bias_ih = None if bias_ih is None else _plain(bias_ih)
     one = path[0].shape[-1] == across
-    own = None if one or kept is not None else inputs.new_empty(length, rows, across)
+    own = None if one or kept is not None else room("block", (length, rows, across), inputs.dtype)
     for begin in range(0, steps, length):
         end = min(steps, begin + length)
-        room = path[0][begin:end] if one else own[: end - begin] if kept is None else kept[begin:end]  # pyright: ignore
-        drive = room[..., :across]
-        products.rows(inputs[begin:end].flatten(0, 1), panels, room.flatten(0, 1)[:, :across], bias_ih)
+        place = path[0][begin:end] if one else own[: end - begin] if kept is None else kept[begin:end]  # pyright: ignore
+        drive = place[..., :across]
+        products.rows(inputs[begin:end].flatten(0, 1), panels, place.flatten(0, 1)[:, :across], bias_ih)
         layer.forward(begin, end, drive, None if kept is None else kept[begin:end], initial, path)
 
 
@@ -239,7 +240,9 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
     length = steps
     if weight_ih is not None:
         length = _block(ctx.choice, steps, rows, columns * size * weight.element_size())
-    product = weight.new_empty(length, rows, columns * size)
+    shape = (length, rows, columns * size)
+    # Without a projection these are the drive's cotangents, and belong to the caller.
+    product = weight.new_empty(shape) if weight_ih is None else room("block", shape, weight.dtype)
     products = _products(ctx.choice, weight)
     dweight = torch.empty_like(weight) if wants_weight and not diagonal else None
     dweight_ih = panels = None

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .workspace import room
+
 __all__ = ["ISAS", "Product", "Recurrence", "at", "find", "isas", "library", "load"]
 
 ISAS = ("plain", "avx2", "avx512")
@@ -203,8 +205,7 @@ class Recurrence:
             self.packed = self.weight
         else:
             size = self.native.chronograd_packed_bytes(self.job, way)
-            # A cache line more, so that panels begin on one.
-            self.packed = torch.empty(size, dtype=torch.uint8)
+            self.packed = room("packed", (size,))
             self.native.chronograd_pack(self.job, way, at(self.weight), at(self.packed))
         self.job.packed = at(self.packed)
 

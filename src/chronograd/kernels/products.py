@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .library import ISAS, Product, at
+from .workspace import room
 
 __all__ = ["Products", "TorchProducts"]
 
@@ -23,7 +24,6 @@ class Products:
         self.native = native
         self.of_dtype = (int(dtype == torch.float64), -1 if forced is None else ISAS.index(forced))
         self.threads = torch.get_num_threads()
-        self.scratch: Tensor | None = None
 
     def _product(self, height: int, width: int, depth: int) -> Product:
         return Product(*self.of_dtype, self.threads, height, width, depth)
@@ -33,7 +33,7 @@ class Products:
         width, depth = b.shape if turned else b.shape[::-1]
         product = self._product(0, width, depth)
         product.b, product.b_stride = at(b), b.stride(0)
-        out = torch.empty(self.native.chronograd_panels_bytes(product), dtype=torch.uint8)
+        out = room("panels", (self.native.chronograd_panels_bytes(product),))
         self.native.chronograd_panels(product, int(turned), at(out))
         return out
 
@@ -71,10 +71,8 @@ class Products:
             product.second_from = a.shape[1] - to.shape[0]
         if anew is not None:
             product.numbers, product.fresh = at(anew[0]), at(anew[1])
-        size = self.native.chronograd_scratch_bytes(product)
-        if self.scratch is None or self.scratch.numel() < size:
-            self.scratch = torch.empty(size, dtype=torch.uint8)
-        product.scratch = at(self.scratch)
+        scratch = room("scratch", (self.native.chronograd_scratch_bytes(product),))
+        product.scratch = at(scratch)
         self.native.chronograd_columns(product)
 
 
