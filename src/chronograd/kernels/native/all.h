@@ -1,0 +1,15 @@
+/* One real type on one instruction set. */
+#include "vector.h"
+#include "functions.h"
+#include "product.h"
+#include "gemm.h"
+#include "edges.h"
+#include "forward.h"
+#include "back.h"
+#include "diagonal.h"
+
+
+static const Table NAME(table) = {
+    LANES,      REGISTERS,  NAME(pack), NAME(forward), NAME(back), NAME(diagonal_forward), NAME(diagonal_back),
+    NAME(panels), NAME(rows), NAME(columns), NAME(scratch), NAME(apply),
+};

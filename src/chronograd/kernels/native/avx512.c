@@ -1,0 +1,25 @@
+/* AVX-512 (F and DQ). Only called where the processor says that it has them. */
+#include "kernels.h"
+#ifdef HAVE_X86
+#include <immintrin.h>
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx2,fma")
+#endif
+#define ISA_NAME avx512
+#define BYTES 64
+#define REGISTERS 32
+#define MINIMUM_FLOAT _mm512_min_ps
+#define MAXIMUM_FLOAT _mm512_max_ps
+#define STREAM_FLOAT(to, v) _mm512_stream_ps(to, v)
+#define MINIMUM_DOUBLE _mm512_min_pd
+#define MAXIMUM_DOUBLE _mm512_max_pd
+#define STREAM_DOUBLE(to, v) _mm512_stream_pd(to, v)
+#include "body.h"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#else
+typedef int chronograd_nothing_here;
+#endif
