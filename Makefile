@@ -13,7 +13,7 @@ help:            ## list the targets
 install: $(STAMP) ## make .venv and install the package with its extras
 
 # torch goes in first and pinned, so that the CPU build is taken where only that is wanted.
-$(STAMP): pyproject.toml Makefile
+$(STAMP): pyproject.toml Makefile hatch_build.py $(wildcard src/chronograd/kernels/native/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH)

@@ -10,8 +10,18 @@ from timing import interleaved, markdown
 from torch import Tensor, nn
 
 import chronograd as cg
+from chronograd.kernels.library import library
 
-SHAPES = ((35, 32, 64, 256), (100, 32, 64, 128), (200, 8, 32, 64), (35, 20, 128, 512))
+SHAPES = (
+    (35, 32, 28, 256),
+    (35, 32, 28, 512),
+    (128, 32, 64, 128),
+    (512, 16, 64, 256),
+    (1000, 32, 128, 128),
+    (1000, 1, 32, 64),
+    (1000, 1, 64, 256),
+    (4096, 4, 32, 64),
+)
 
 
 def forward_backward(layer: nn.Module, inputs: Tensor) -> None:
@@ -41,7 +51,8 @@ def report(rounds: int) -> str:
         headings += [f"torch {name}, ms", f"cg.{name}, ms", "ratio"]
     return (
         "## Layers\n\n"
-        "Forward and backward of one layer, float32. A ratio below 1 means that ours takes less time. Ours are written "
-        "in plain torch operations; torch's LSTM runs in a fused library kernel on this machine, its RNN and GRU do "
-        "not.\n\n" + markdown(headings, rows)
+        "Forward and backward of one layer, float32. A ratio below 1 means that ours takes less time. Ours run on "
+        f"{'the compiled kernels' if library() else 'plain torch operations (the kernels were not built)'}; torch's LSTM "
+        "runs in a fused library kernel on this machine, its RNN and GRU do not. `benchmarks/native.py` measures the "
+        "kernels against the matrix products alone.\n\n" + markdown(headings, rows)
     )

@@ -2,6 +2,6 @@
 
 from .cells import CELLS
 from .edges import Edges
-from .reference import run_layer
+from .layer import run_projected
 
-__all__ = ["CELLS", "Edges", "run_layer"]
+__all__ = ["CELLS", "Edges", "run_projected"]

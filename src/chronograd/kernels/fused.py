@@ -157,7 +157,8 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "chronograd's layers cannot be differentiated twice (create_graph=True); use torch.nn's layers for that"
+                "a recurrent layer of chronograd, or one of torch under gates, cannot be differentiated twice "
+                "(create_graph=True); cells in a loop can: cg.Recurrent(torch.nn.GRUCell(d, H))"
             )
         return None, None, None, None, *_walk_back(ctx, cotangents)
 
@@ -218,7 +219,8 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
     """The gradients of inputs, weight_ih, bias_ih, weight, bias, initial and fresh states."""
     kind, parts = ctx.kind, CELLS[ctx.kind].parts
     saved = list(ctx.saved_tensors)
-    weight_ih, inputs = (saved.pop(0), saved.pop(0)) if ctx.projected else (None, None)
+    weight_ih: Any = saved.pop(0) if ctx.projected else None
+    inputs: Any = saved.pop(0) if ctx.projected else None
     kept = saved.pop() if CELLS[kind].kept else None
     weight, path = saved[0], saved[1 : parts + 1]
     initial, fresh = saved[parts + 1 : 2 * parts + 1], saved[2 * parts + 1 :]
@@ -234,7 +236,7 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
     given = tuple(None if part is None else _plain(part) for part in cotangents)
     flow = tuple(map(torch.zeros_like, initial))
     fresh_back = tuple(map(torch.zeros_like, fresh))
-    sums = None
+    sums: Tensor | None = None
     if diagonal and wants_weight:
         sums = torch.zeros(layer.job.threads, size, dtype=torch.complex128 if weight.is_complex() else torch.float64)
     length = steps
@@ -245,8 +247,9 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
     product = weight.new_empty(shape) if weight_ih is None else room("block", shape, weight.dtype)
     products = _products(ctx.choice, weight)
     dweight = torch.empty_like(weight) if wants_weight and not diagonal else None
-    dweight_ih = panels = None
-    dinputs = product[..., (columns - across) * size :] if weight_ih is None else None
+    dweight_ih: Tensor | None = None
+    panels: Tensor | None = None
+    dinputs: Any = product[..., (columns - across) * size :] if weight_ih is None else None
     if weight_ih is not None:
         weight_ih = _plain(weight_ih)
         dweight_ih = torch.empty_like(weight_ih) if wants_ih else None
@@ -263,7 +266,7 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
         inner, outer = flat[:, : across * size], flat[:, (columns - across) * size :]
         x = inputs[begin:end].flatten(0, 1) if weight_ih is not None else None
         if panels is not None:
-            products.rows(outer, panels, dinputs[begin:end].flatten(0, 1))  # pyright: ignore[reportOptionalSubscript]
+            products.rows(outer, panels, dinputs[begin:end].flatten(0, 1))
         if dweight is not None and dweight_ih is not None:
             more = end < steps
             for rows_of, h, anew in _before(rows, begin, end, initial[0], path[0], ctx.at_edges[1], fresh):

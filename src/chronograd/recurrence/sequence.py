@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from chronograd.kernels import Edges, run_layer
+from chronograd.kernels import Edges, run_projected
 
 from .states import RowDims, check_state, leaves, tree_map
 
@@ -69,17 +69,14 @@ def run_layers(
     for number, layer in enumerate(weights):
         if number and dropout > 0:
             x = torch.nn.functional.dropout(x, dropout)
-        # Biases that are simply added go into the projection; the GRU's recurrent one sits inside its reset gate.
-        bias, inner = layer.input_bias, layer.recurrent_bias
-        if kind != "gru" and bias is not None and inner is not None:
-            bias, inner = bias + inner, None
-        drive = torch.nn.functional.linear(x, layer.input, bias)
-        path = run_layer(
+        path = run_projected(
             kind,
-            drive,
+            x,
+            layer.input,
+            layer.input_bias,
             tuple(part[number] for part in initial),
             layer.recurrent,
-            inner,
+            layer.recurrent_bias,
             edges,
             None if fresh is None else tuple(part[number] for part in fresh),
         )
