@@ -49,10 +49,10 @@ def report(rounds: int) -> str:
     headings = ["steps, rows, features, units"]
     for name in ("RNN", "GRU", "LSTM"):
         headings += [f"torch {name}, ms", f"cg.{name}, ms", "ratio"]
+    where = "the compiled kernels" if library() else "plain torch operations (the kernels were not built)"
     return (
         "## Layers\n\n"
         "Forward and backward of one layer, float32. A ratio below 1 means that ours takes less time. Ours run on "
-        f"{'the compiled kernels' if library() else 'plain torch operations (the kernels were not built)'}; torch's LSTM "
-        "runs in a fused library kernel on this machine, its RNN and GRU do not. `benchmarks/native.py` measures the "
-        "kernels against the matrix products alone.\n\n" + markdown(headings, rows)
+        f"{where}; torch's LSTM runs in a fused library kernel on this machine, its RNN and GRU do not. `benchmarks/native.py` "
+        "measures the kernels against the matrix products alone.\n\n" + markdown(headings, rows)
     )

@@ -231,7 +231,8 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
     columns = GRU_COLUMNS if gru else across
 
     layer = Recurrence(ctx.choice.native, kind, weight, rows, None, ctx.choice.forced, ctx.choice.split)
-    layer.edges(*ctx.at_edges, fresh)
+    gates, reset, valid = ctx.at_edges
+    layer.edges(gates, reset, valid, fresh)
     layer.pack(BACK)
     given = tuple(None if part is None else _plain(part) for part in cotangents)
     flow = tuple(map(torch.zeros_like, initial))

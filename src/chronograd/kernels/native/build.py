@@ -42,10 +42,9 @@ def build(out: Path, extra: tuple[str, ...] = ()) -> None:
         def run(*arguments: str) -> None:
             subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
 
+        flags = [*FLAGS, *extra, "-c"]
         with ThreadPoolExecutor() as workers:
-            list(
-                workers.map(lambda pair: run(*FLAGS, *extra, "-c", str(pair[0]), "-o", pair[1]), zip(sources, objects))
-            )
+            list(workers.map(lambda source, made: run(*flags, str(source), "-o", made), sources, objects))
         made = Path(folder) / "library"
         run("-shared", *extra, *objects, "-o", str(made))
         beside = out.with_name(f".tmp-{os.getpid()}-{out.name}")
