@@ -53,6 +53,6 @@ def report(rounds: int) -> str:
     return (
         "## Layers\n\n"
         "Forward and backward of one layer, float32. A ratio below 1 means that ours takes less time. Ours run on "
-        f"{where}; torch's LSTM runs in a fused library kernel on this machine, its RNN and GRU do not. `benchmarks/native.py` "
-        "measures the kernels against the matrix products alone.\n\n" + markdown(headings, rows)
+        f"{where}; torch's LSTM runs in a fused library kernel on this machine, its RNN and GRU do not. "
+        "`benchmarks/native.py` measures the kernels against the matrix products alone.\n\n" + markdown(headings, rows)
     )
