@@ -16,6 +16,7 @@ from chronograd.cli.app import app
 OPTIONS = {
     "compare": "RUN|CORPUS --truncation --steps --batch --draws --tolerance --seed --model --hidden --figure --json",
     "demo": "--run --steps --hidden --draws",
+    "doctor": "--json",
     "figure strategies": "TEXT --corpus --steps --chunks --mean-length --seed --width --out",
     "figure graph": "--steps --cuts --out",
     "sample": "DIR --prefix --length --temperature --seed",

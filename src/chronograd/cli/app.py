@@ -13,6 +13,7 @@ from cyclopts import App
 from chronograd import __version__
 from chronograd.cli.compare import compare
 from chronograd.cli.demo import demo
+from chronograd.cli.doctor import doctor
 from chronograd.cli.errors import TRACEBACK, answer
 from chronograd.cli.figure import figure
 from chronograd.cli.sample import sample
@@ -31,6 +32,7 @@ app = App(
 )
 app.command(compare)
 app.command(demo)
+app.command(doctor)
 app.command(figure)
 app.command(sample)
 app.command(train)

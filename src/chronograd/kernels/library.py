@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,11 +17,15 @@ from torch import Tensor
 
 from .workspace import room
 
-__all__ = ["ISAS", "Product", "Recurrence", "at", "find", "isas", "library", "load"]
+__all__ = ["ISAS", "NOT_BUILT", "Product", "Recurrence", "at", "find", "isas", "library", "load"]
 
 ISAS = ("plain", "avx2", "avx512")
 """Instruction sets by number; ``forced`` in ``Recurrence`` takes such a name."""
 
+NOT_BUILT = (
+    "not built, so recurrent layers run in plain torch, several times slower; install gcc or clang, then install "
+    "chronograd again"
+)
 PLACE = Path(__file__).parent / "native" / "libchronograd.so"
 KINDS = {"tanh": 0, "relu": 1, "linear": 2, "gru": 3, "lstm": 4, "diagonal": 5}
 COMPLEX_DIAGONAL = 6
@@ -127,8 +132,14 @@ def load(path: Path) -> ctypes.CDLL:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library, loaded once; None where there is none."""
+    """The library, loaded once; None where there is none.
+
+    Warns:
+        UserWarning: once, where it was not built and nobody has turned it off.
+    """
     path = find()
+    if path is None and os.environ.get("CHRONOGRAD_NATIVE") != "":
+        warnings.warn(f"chronograd's compiled kernels: {NOT_BUILT}", stacklevel=2)
     return None if path is None else load(path)
 
 
