@@ -12,27 +12,15 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
-import time
 from pathlib import Path
 
+import layers
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+from timing import interleaved
 
 from chronograd.kernels import Edges, fused, library
 
-SHAPES = [
-    (35, 32, 28, 256),
-    (35, 32, 28, 512),
-    (128, 32, 64, 128),
-    (512, 16, 64, 256),
-    (1000, 32, 128, 128),
-    (1000, 1, 32, 64),
-    (1000, 1, 64, 256),
-    (4096, 4, 32, 64),
-    (200, 128, 64, 1024),
-]
+SHAPES = [*layers.SHAPES, (200, 128, 64, 1024)]
 TORCH = {"tanh": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 
 
@@ -64,24 +52,9 @@ def compare(kind: str, shape: tuple[int, int, int, int], repeats: int, choice: f
     def product() -> None:
         torch.mm(left, right, out=out)
 
-    def once(run) -> float:
-        clear()
-        begin = time.perf_counter()
-        run()
-        return time.perf_counter() - begin
-
-    times: tuple[list[float], ...] = ([], [], [])
-    for repeat in range(repeats + 2):
-        for run, found in zip((theirs, ours, product), times):
-            found.append(once(run))
-        if repeat == 0:
-            heavy = sum(found[0] for found in times) > 1
-        if repeat == 1 or (repeat == 0 and heavy):
-            for found in times:
-                found.clear()
-    a, b_, c = (statistics.median(found) for found in times)
-    limit = c * 3 * (inputs + size) / size * (w.shape[0] // size)
-    return a, b_, limit
+    timed = interleaved({"theirs": theirs, "ours": ours, "product": product}, repeats, before=clear)
+    usual, mine, alone = (statistics.median(timed[name]) for name in ("theirs", "ours", "product"))
+    return usual, mine, alone * 3 * (inputs + size) / size * (w.shape[0] // size)
 
 
 def main() -> None:

@@ -11,13 +11,20 @@ from time import perf_counter
 __all__ = ["inside", "interleaved", "markdown", "whole_process"]
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each function in every round; the functions take turns, so that a slow moment meets them all."""
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], rounds: int, before: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each function in every round; the functions take turns, so that a slow moment meets them all.
+
+    ``before`` runs ahead of each call and is not timed.
+    """
     for function in functions.values():
+        before()
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
+            before()
             start = perf_counter()
             function()
             seconds[name].append(perf_counter() - start)
