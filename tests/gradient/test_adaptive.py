@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 import chronograd as cg
 from chronograd.truncation import Place
 from chronograd.truncation.adaptive import LagStatistics, relative_bias
+from oracle import Bias
 
 
 def bound_by_numpy(norms, totals):
@@ -107,22 +107,6 @@ def test_the_plan_keeps_what_later_losses_can_reach_and_no_more(window, data):
     for span in plan.spans:
         assert all(reaches(window, look_back, p) == span.start for p in range(span.first, span.last + 1))
     assert sorted(p for span in plan.spans for p in range(span.first, span.last + 1)) == [*range(position, end)]
-
-
-class Bias(nn.Module):
-    """h' = w h + b with only b to learn."""
-
-    def __init__(self, w):
-        super().__init__()
-        self.w, self.b = w, nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-    def forward(self, x, state=None):
-        h = x.new_zeros(x.shape[1]) if state is None else state
-        outputs = []
-        for _ in x:
-            h = self.w * h + self.b
-            outputs.append(h)
-        return torch.stack(outputs), h
 
 
 @pytest.mark.parametrize("cuts", [1, 3, 5, 12, 13])
