@@ -127,22 +127,4 @@ static INLINE void NAME(back_loop)(const int kind, const Job *job, int id, int t
     }
 }
 
-#define BACK(name, kind)                                                                                            \
-    static __attribute__((noinline)) void NAME(name)(const Job *job, int id, int team) {                            \
-        NAME(back_loop)(kind, job, id, team);                                                                       \
-    }
-BACK(back_tanh, KIND_TANH)
-BACK(back_relu, KIND_RELU)
-BACK(back_linear, KIND_LINEAR)
-BACK(back_gru, KIND_GRU)
-BACK(back_lstm, KIND_LSTM)
-
-static void NAME(back)(const Job *job, int id, int team) {
-    switch (job->kind) {
-        case KIND_TANH: NAME(back_tanh)(job, id, team); break;
-        case KIND_RELU: NAME(back_relu)(job, id, team); break;
-        case KIND_LINEAR: NAME(back_linear)(job, id, team); break;
-        case KIND_GRU: NAME(back_gru)(job, id, team); break;
-        case KIND_LSTM: NAME(back_lstm)(job, id, team); break;
-    }
-}
+DISPATCH(back)

@@ -79,22 +79,4 @@ static INLINE void NAME(forward_loop)(const int kind, const Job *job, int id, in
     }
 }
 
-#define FORWARD(name, kind)                                                                                         \
-    static __attribute__((noinline)) void NAME(name)(const Job *job, int id, int team) {                            \
-        NAME(forward_loop)(kind, job, id, team);                                                                    \
-    }
-FORWARD(forward_tanh, KIND_TANH)
-FORWARD(forward_relu, KIND_RELU)
-FORWARD(forward_linear, KIND_LINEAR)
-FORWARD(forward_gru, KIND_GRU)
-FORWARD(forward_lstm, KIND_LSTM)
-
-static void NAME(forward)(const Job *job, int id, int team) {
-    switch (job->kind) {
-        case KIND_TANH: NAME(forward_tanh)(job, id, team); break;
-        case KIND_RELU: NAME(forward_relu)(job, id, team); break;
-        case KIND_LINEAR: NAME(forward_linear)(job, id, team); break;
-        case KIND_GRU: NAME(forward_gru)(job, id, team); break;
-        case KIND_LSTM: NAME(forward_lstm)(job, id, team); break;
-    }
-}
+DISPATCH(forward)

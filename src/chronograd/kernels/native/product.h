@@ -145,3 +145,22 @@ static void NAME(pack)(const Job *job, int way, const void *from, void *to, int 
         }
     }
 }
+
+/* A loop over time for each dense kind, the kind known to the compiler, and the choice among them. */
+#define DENSE_KINDS(EACH, way)                                                                                      \
+    EACH(way, tanh, KIND_TANH)                                                                                      \
+    EACH(way, relu, KIND_RELU)                                                                                      \
+    EACH(way, linear, KIND_LINEAR)                                                                                  \
+    EACH(way, gru, KIND_GRU)                                                                                        \
+    EACH(way, lstm, KIND_LSTM)
+#define LOOP_OF(way, name, kind)                                                                                    \
+    static __attribute__((noinline)) void NAME(way##_##name)(const Job *job, int id, int team) {                    \
+        NAME(way##_loop)(kind, job, id, team);                                                                      \
+    }
+#define CASE_OF(way, name, kind)                                                                                    \
+    case kind: NAME(way##_##name)(job, id, team); break;
+#define DISPATCH(way)                                                                                               \
+    DENSE_KINDS(LOOP_OF, way)                                                                                       \
+    static void NAME(way)(const Job *job, int id, int team) {                                                       \
+        switch (job->kind) { DENSE_KINDS(CASE_OF, way) }                                                            \
+    }

@@ -40,8 +40,10 @@
 #undef Share
 #undef GET
 #undef PUT
-#undef FORWARD
-#undef BACK
+#undef DENSE_KINDS
+#undef LOOP_OF
+#undef CASE_OF
+#undef DISPATCH
 #undef CHUNK
 #undef DRAIN
 #undef NEIGHBOURS
