@@ -8,12 +8,12 @@ is two or three small operations.
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, overload
 
 import torch
 from torch import Tensor
 
-__all__ = ["CELLS", "Cell", "Diagonal", "Gru", "Linear", "Lstm", "Relu", "Tanh"]
+__all__ = ["CELLS", "Cell", "Diagonal", "Gru", "Linear", "Lstm", "Relu", "Tanh", "fold_biases"]
 
 State = tuple[Tensor, ...]
 
@@ -235,3 +235,24 @@ CELLS: dict[str, Cell] = {
     "gru": Gru(),
     "lstm": Lstm(),
 }
+
+
+@overload
+def fold_biases(kind: str, drive: Tensor, product: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
+
+
+@overload
+def fold_biases(kind: str, drive: Tensor | None, product: Tensor | None) -> tuple[Tensor | None, Tensor | None]: ...
+
+
+def fold_biases(kind: str, drive: Tensor | None, product: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What is added to the drive and to the recurrent product. A bias that is simply added goes into the drive; the
+    GRU's recurrent one sits inside its reset gate.
+
+    >>> one = torch.ones(1)
+    >>> fold_biases("tanh", one, one), fold_biases("gru", one, one)
+    ((tensor([2.]), None), (tensor([1.]), tensor([1.])))
+    """
+    if product is None or CELLS[kind].inner_bias:
+        return drive, product
+    return product if drive is None else drive + product, None

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .cells import CELLS
+from .cells import CELLS, fold_biases
 from .edges import Edges
 from .library import BACK, FORWARD, Recurrence, library
 from .products import Products, TorchProducts
+from .reference import refuse_twice
 from .workspace import room
 
 __all__ = ["Choice", "run_layer", "run_projected"]
@@ -61,8 +63,7 @@ def run_layer(
     choice: Choice | None = None,
 ) -> State:
     """Run one layer over time on its projected inputs; arguments and results of ``reference.run_layer``."""
-    if bias is not None and not CELLS[kind].inner_bias:
-        drive, bias = drive + bias, None
+    drive, bias = fold_biases(kind, drive, bias)
     return _run(kind, drive, None, None, initial, weight, bias, edges, fresh, choice)
 
 
@@ -82,8 +83,7 @@ def run_projected(
 
     The other arguments and the results are those of ``run_layer``.
     """
-    if bias is not None and not CELLS[kind].inner_bias:
-        bias_ih, bias = bias if bias_ih is None else bias_ih + bias, None
+    bias_ih, bias = fold_biases(kind, bias_ih, bias)
     return _run(kind, inputs, weight_ih, bias_ih, initial, weight, bias, edges, fresh, choice)
 
 
@@ -101,13 +101,12 @@ def _run(
 ) -> State:
     choice = choice or Choice()
     states = (*initial, *(fresh or ()))
-    if torch.is_autocast_enabled("cpu"):
+    mixed = torch.is_autocast_enabled("cpu")
+    if mixed:
         # Sums over many steps are kept in the precision of the weights.
         inputs, states = inputs.to(weight.dtype), tuple(part.to(weight.dtype) for part in states)
-        with torch.autocast("cpu", enabled=False):
-            out = _Fused.apply(kind, edges, choice, True, inputs, weight_ih, bias_ih, weight, bias, *states)
-    else:
-        keep = torch.is_grad_enabled()
+    keep = torch.is_grad_enabled()
+    with torch.autocast("cpu", enabled=False) if mixed else nullcontext():
         out = _Fused.apply(kind, edges, choice, keep, inputs, weight_ih, bias_ih, weight, bias, *states)
     return out if CELLS[kind].parts > 1 else (out,)  # pyright: ignore[reportReturnType]
 
@@ -149,17 +148,12 @@ class _Fused(torch.autograd.Function):
             ctx.kind, ctx.choice, ctx.at_edges, ctx.has_bias = kind, choice, at_edges, bias is not None
             ctx.projected = weight_ih is not None
             saved = (weight_ih, inputs) if weight_ih is not None else ()
-            # Without the inputs their shape is all that the way back asks for.
             ctx.save_for_backward(*saved, weight, *path, *states, *(() if kept is None else (kept,)))
         return path if parts > 1 else path[0]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "a recurrent layer of chronograd, or one of torch under gates, cannot be differentiated twice "
-                "(create_graph=True); cells in a loop can: cg.Recurrent(torch.nn.GRUCell(d, H))"
-            )
+        refuse_twice()
         return None, None, None, None, *_walk_back(ctx, cotangents)
 
 
@@ -248,7 +242,7 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
     product = weight.new_empty(shape) if weight_ih is None else room("block", shape, weight.dtype)
     products = _products(ctx.choice, weight)
     dweight = torch.empty_like(weight) if wants_weight and not diagonal else None
-    dweight_ih: Tensor | None = None
+    dweight_ih: Any = None
     panels: Tensor | None = None
     dinputs: Any = product[..., (columns - across) * size :] if weight_ih is None else None
     if weight_ih is not None:
@@ -265,25 +259,22 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
         layer.back(begin, end, given, kept, initial, path, flow, block, fresh_back, sums)
         flat = block.flatten(0, 1)
         inner, outer = flat[:, : across * size], flat[:, (columns - across) * size :]
-        x = inputs[begin:end].flatten(0, 1) if weight_ih is not None else None
+        x: Any = inputs[begin:end].flatten(0, 1) if weight_ih is not None else None
         if panels is not None:
             products.rows(outer, panels, dinputs[begin:end].flatten(0, 1))
-        if dweight is not None and dweight_ih is not None:
-            more = end < steps
-            for rows_of, h, anew in _before(rows, begin, end, initial[0], path[0], ctx.at_edges[1], fresh):
-                second = (x[rows_of], dweight_ih)  # pyright: ignore[reportOptionalSubscript]
-                products.columns(flat[rows_of], h, dweight, dbias, more, second, anew)
-                more = True
-            continue
-        if dbias is not None:
-            dbias += flat.sum(0)
+        # Where both weights have gradients they, and the biases', come from one pass over the cotangents.
+        both = dweight is not None and dweight_ih is not None
+        more = end < steps
         if dweight is not None:
-            more = end < steps
-            for rows_of, h, anew in _before(rows, begin, end, initial[0], path[0], ctx.at_edges[1], fresh):
-                products.columns(inner[rows_of], h, dweight, None, more, None, anew)
+            for rows_of, h, anew in _before(rows, begin, end, initial[0], path[0], reset, fresh):
+                second = (x[rows_of], dweight_ih) if both else None
+                d, sums_of_d = (flat, dbias) if both else (inner, None)
+                products.columns(d[rows_of], h, dweight, sums_of_d, more, second, anew)
                 more = True
-        if dweight_ih is not None:
-            products.columns(outer, x, dweight_ih, None, end < steps)  # pyright: ignore[reportArgumentType]
+        if dweight_ih is not None and not both:
+            products.columns(outer, x, dweight_ih, None, more)
+        if dbias is not None and not both:
+            dbias += flat.sum(0)
     if sums is not None:
         dweight = sums.sum(0).to(weight.dtype)
     dbias_ih = dbias[(columns - across) * size :] if dbias is not None and wants_bias_ih else None

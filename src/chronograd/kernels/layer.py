@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import fused, reference
-from .cells import CELLS
+from .cells import fold_biases
 from .edges import Edges
 from .library import library
 
@@ -64,8 +64,6 @@ def run_projected(
     """
     if serves(kind, weight, inputs, weight_ih, bias_ih, bias, *initial, *(fresh or ())):
         return fused.run_projected(kind, inputs, weight_ih, bias_ih, initial, weight, bias, edges, fresh)
-    # Biases that are simply added go into the projection; the GRU's recurrent one sits inside its reset gate.
-    if bias is not None and not CELLS[kind].inner_bias:
-        bias_ih, bias = bias if bias_ih is None else bias_ih + bias, None
+    bias_ih, bias = fold_biases(kind, bias_ih, bias)
     drive = torch.nn.functional.linear(inputs, weight_ih, bias_ih)
     return reference.run_layer(kind, drive, initial, weight, bias, edges, fresh)

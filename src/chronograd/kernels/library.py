@@ -173,6 +173,7 @@ def at(part: Tensor | None, row: int = 0) -> int | None:
 
 
 def pair(parts: Sequence[Tensor | None], row: int = 0) -> ctypes.Array:
+    """The addresses of one or two tensors, as a ``Job`` takes them."""
     return _PAIR(*(at(part, row) for part in parts))
 
 
@@ -226,15 +227,14 @@ class Recurrence:
         self.zeros = self.weight.new_zeros(self.job.size) if reset is not None and not fresh else None
         self.job.zeros = at(self.zeros)
         if fresh:
-            self.job.fresh = pair(fresh if len(fresh) == 2 else (fresh[0], None))
+            self.job.fresh = pair(fresh)
 
     def _block(self, begin: int, end: int, initial: Sequence[Tensor], path: Sequence[Tensor]) -> None:
         job = self.job
         job.steps = end - begin
         job.gates, job.reset, job.valid = (at(part, begin) for part in self.steps_of_edges)
-        job.path = _PAIR(*(at(part, begin) for part in path))
-        before = [at(part, begin - 1) for part in path] if begin else [at(part) for part in initial]
-        job.initial = _PAIR(*before)
+        job.path = pair(path, begin)
+        job.initial = pair(path, begin - 1) if begin else pair(initial)
 
     def forward(
         self,
@@ -268,10 +268,10 @@ class Recurrence:
         """Steps ``end - 1`` to ``begin``: ``product`` is the block's, ``kept`` and ``given`` are of all steps."""
         job = self.job
         self._block(begin, end, initial, path)
-        job.given = _PAIR(*(at(part, begin) for part in given))
+        job.given = pair(given, begin)
         job.kept, job.kept_stride = at(kept, begin), 0 if kept is None else kept.stride(1)
-        job.flow = _PAIR(*(at(part) for part in flow))
+        job.flow = pair(flow)
         job.product, job.product_stride = at(product), product.stride(1)
-        job.fresh_back = _PAIR(*(at(part) for part in fresh_back))
+        job.fresh_back = pair(fresh_back)
         job.weight_back = at(weight_back)
         self.native.chronograd_back(job)

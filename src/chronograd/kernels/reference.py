@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cells import CELLS, Cell
+from .cells import CELLS, Cell, fold_biases
 from .edges import Edges
 from .walk import walk_back
 
-__all__ = ["run_layer"]
+__all__ = ["refuse_twice", "run_layer"]
 
 State = tuple[Tensor, ...]
 
@@ -57,8 +57,7 @@ def run_layer(
     tensor([1.0000, 1.5000, 1.7500])
     """
     cell = CELLS[kind]
-    if bias is not None and not cell.inner_bias:
-        drive, bias = drive + bias, None
+    drive, bias = fold_biases(kind, drive, bias)
     device = drive.device.type
     states = (*initial, *(fresh or ()))
     if torch.is_autocast_enabled(device):
@@ -69,6 +68,19 @@ def run_layer(
     else:
         out = _Layer.apply(cell, edges, torch.is_grad_enabled(), drive, weight, bias, *states)
     return out if cell.parts > 1 else (out,)  # pyright: ignore[reportReturnType]
+
+
+def refuse_twice() -> None:
+    """Raise where a way back is itself to be differentiated.
+
+    Raises:
+        RuntimeError: naming the remedy.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a recurrent layer of chronograd, or one of torch under gates, cannot be differentiated twice "
+            "(create_graph=True); cells in a loop can: cg.Recurrent(torch.nn.GRUCell(d, H))"
+        )
 
 
 class _Layer(torch.autograd.Function):
@@ -108,11 +120,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "a recurrent layer of chronograd, or one of torch under gates, cannot be differentiated twice "
-                "(create_graph=True); cells in a loop can: cg.Recurrent(torch.nn.GRUCell(d, H))"
-            )
+        refuse_twice()
         cell, edges = ctx.cell, ctx.edges
         weight, kept, *saved = ctx.saved_tensors
         parts = cell.parts
