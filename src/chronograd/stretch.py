@@ -46,12 +46,12 @@ def lay_stretch(
     reset: Tensor | None,
     lengths: Tensor | None,
     seed: int | None,
-    truncation: Truncation | None = None,
+    truncation: Truncation,
 ) -> Stretch:
     """Check a call's inputs, resets and lengths against its carry.
 
-    A stream without a seed takes one from torch's generator where ``truncation`` is random (or not known), and only
-    there: under any other the generator is the model's alone.
+    A stream without a seed takes one from torch's generator where ``truncation`` is random, and only there: under any
+    other the generator is the model's alone.
 
     Raises:
         TypeError, ValueError: in one line each.
@@ -79,7 +79,7 @@ def lay_stretch(
     starts[0] = False if fresh else starts[0] | (valid[0] & ~stream.begun)
     gates = torch.ones(steps, rows, dtype=torch.float64)
     piece = Piece(_fill_padding(inputs, valid), gates, starts, valid, [])
-    if stream.seed is None and (truncation is None or (isinstance(truncation, Truncation) and truncation.random)):
+    if stream.seed is None and isinstance(truncation, Truncation) and truncation.random:
         carry = replace(carry, stream=replace(stream, seed=int(torch.randint(2**62, ()))))
     return Stretch(carry, piece)
 
@@ -89,12 +89,11 @@ def lay_losses(
     targets: Any,
     weights: Tensor | None,
     valid: Tensor,
-    parameters: Iterable[Tensor] | None = None,
+    parameters: Iterable[Tensor],
 ) -> Losses:
     """Check a call's targets and weights, and lay out its losses.
 
-    ``parameters`` are the model's trainable ones: where they are given, a loss that depends on others is refused when
-    it is first computed.
+    ``parameters`` are the model's trainable ones: a loss that depends on others is refused when it is first computed.
 
     Raises:
         TypeError, ValueError: in one line each.
@@ -102,8 +101,7 @@ def lay_losses(
     shape = tuple(valid.shape)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (T, B), not {type(loss_fn).__name__}")
-    if parameters is not None:
-        loss_fn = WatchedLoss(loss_fn, parameters)
+    loss_fn = WatchedLoss(loss_fn, parameters)
     for leaf in pytree.tree_leaves(targets):
         if not isinstance(leaf, Tensor | None):
             raise TypeError(

@@ -16,6 +16,7 @@ import torch
 
 from chronograd.carry import Piece
 from chronograd.kernels import Edges
+from chronograd.kernels.order import ROWS_TOGETHER
 from chronograd.recurrence.adapters import Recurrence
 from chronograd.recurrence.states import detach, tree_map
 
@@ -26,7 +27,7 @@ from .tally import Tally, saved_bytes
 __all__ = ["GROUP_BYTES", "gated_gradient", "gated_unroll"]
 
 GROUP_BYTES = 128 * 2**20
-ROWS, STEPS = 512, 128
+STEPS = 128
 
 
 def gated_gradient(
@@ -73,7 +74,7 @@ def gated_gradient(
 def _groups(recurrence: Recurrence, starts: set[int], steps: int, rows: int) -> Iterator[tuple[int, int, Any]]:
     """Begin and end of the groups of steps to run at once, and a counter of stored bytes for the first.
 
-    More rows side by side than ``ROWS`` are no faster, and fewer steps than ``STEPS`` at a time are slower.
+    More rows side by side than ``ROWS_TOGETHER`` are no faster, and fewer steps than ``STEPS`` at a time are slower.
     """
     bounds = sorted({0, *starts}) + [steps]
     if len(bounds) == 2 or not recurrence.folds:
@@ -85,7 +86,7 @@ def _groups(recurrence: Recurrence, starts: set[int], steps: int, rows: int) -> 
         at = 1
     longest = max(end - begin for begin, end in zip(bounds[:-1], bounds[1:]))
     per_step = count.total / max(1, bounds[1] - bounds[0])
-    useful = max(-(-ROWS // rows), -(-STEPS // longest))
+    useful = max(-(-ROWS_TOGETHER // rows), -(-STEPS // longest))
     together = max(1, min(useful, int(GROUP_BYTES // max(1.0, per_step * longest))))
     while at < len(bounds) - 1:
         upto = min(len(bounds) - 1, at + together)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from chronograd.carry import Piece
 from chronograd.kernels import Edges
+from chronograd.kernels.order import ROWS_TOGETHER
 from chronograd.recurrence.adapters import Recurrence
 from chronograd.recurrence.states import detach, tree_map
 
@@ -32,7 +33,6 @@ from .tally import Tally, saved_bytes
 __all__ = ["TILE_BYTES", "Reach", "between_cuts", "span_gradient", "visit_states"]
 
 TILE_BYTES = 256 * 2**20
-ROWS = 512  # more rows side by side are no faster
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def span_gradient(
         states: the state before each span's start.
         losses: of the new steps.
     """
-    useful = max(1, ROWS // whole.valid.shape[1])
+    useful = max(1, ROWS_TOGETHER // whole.valid.shape[1])
     for group in _alike(spans, states):
         count, at, together = saved_bytes(), 0, max(1, useful // 2)
         while at < len(group):

@@ -79,11 +79,8 @@ class Recurrence:
     def _runs_stepwise(self, few: Tree) -> bool:
         with quiet(self.model), settled(self.model):
             try:
-                whole, outputs, state = self._answer(few, None)[0], [], None
-                for t in range(leaves(few)[0].shape[0]):
-                    step, state = self._answer(tree_map(lambda x, t=t: x[t : t + 1], few), state)
-                    outputs.append(step)
-                alone = tree_map(lambda *steps: torch.cat(steps), *outputs)
+                whole = self._answer(few, None)[0]
+                alone = run_pieces(self._answer, self._dims, few, None, Edges(), range(leaves(few)[0].shape[0]))[0]
             except Exception:  # what cannot run on so little is taken as a whole
                 return False
         return all(_close(a, b) for a, b in zip(leaves(alone), leaves(whole)))
@@ -134,8 +131,7 @@ class Recurrence:
         one, state = self._answer(first, None)
         two, after = self._answer(last, None)
         expected = leaves([tree_map(lambda a, b: torch.cat((a, b)), one, two), after])
-        other = tree_map(lambda h: torch.randn_like(h) if h.is_floating_point() or h.is_complex() else h, state)
-        other = detach(other)
+        other = tree_map(lambda h: torch.randn_like(h) if h.is_floating_point() or h.is_complex() else h, detach(state))
         inputs = tree_map(lambda a, b: torch.cat((a, b)), first, last)
         rows = leaves(inputs)[0]
         reset = torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
@@ -228,9 +224,8 @@ class Recurrence:
         if edges.plain and not any(visits):
             outputs, final = self._answer(inputs, state)
             return outputs, final, [state for _ in visits]
-        if self.layout is not None and not (
-            edges.plain and self.native
-        ):  # between visits torch's layers run as they are
+        # Between visits torch's layers run as they are.
+        if self.layout is not None and not (edges.plain and self.native):
             random = torch.get_rng_state()
             seen, outputs, final = self._gated(inputs, state, edges)
             if self.layout.holds(final, seen, leaves(inputs)[0].shape[0]):
