@@ -267,8 +267,8 @@ def _walk_back(ctx: Any, cotangents: tuple[Tensor | None, ...]):
         more = end < steps
         if dweight is not None:
             for rows_of, h, anew in _before(rows, begin, end, initial[0], path[0], reset, fresh):
-                second = (x[rows_of], dweight_ih) if both else None
-                d, sums_of_d = (flat, dbias) if both else (inner, None)
+                second = None if dweight_ih is None else (x[rows_of], dweight_ih)
+                d, sums_of_d = (inner, None) if dweight_ih is None else (flat, dbias)
                 products.columns(d[rows_of], h, dweight, sums_of_d, more, second, anew)
                 more = True
         if dweight_ih is not None and not both:
