@@ -18,13 +18,14 @@ import layers
 import torch
 from timing import interleaved
 
-from chronograd.kernels import Edges, fused, library
+from chronograd.kernels import Edges, library, run_projected
+from chronograd.kernels.compiled import Choice
 
 SHAPES = [*layers.SHAPES, (200, 128, 64, 1024)]
 TORCH = {"tanh": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 
 
-def compare(kind: str, shape: tuple[int, int, int, int], repeats: int, choice: fused.Choice) -> tuple[float, ...]:
+def compare(kind: str, shape: tuple[int, int, int, int], repeats: int, choice: Choice) -> tuple[float, ...]:
     """Medians in seconds: torch.nn, the kernels, the limit."""
     steps, rows, inputs, size = shape
     torch.manual_seed(0)
@@ -47,7 +48,7 @@ def compare(kind: str, shape: tuple[int, int, int, int], repeats: int, choice: f
         layer(x)[0].backward(cotangent)
 
     def ours() -> None:
-        fused.run_projected(kind, x, wi, bi, initial, w, b, edges, None, choice)[0].backward(cotangent)
+        run_projected(kind, x, wi, bi, initial, w, b, edges, None, choice)[0].backward(cotangent)
 
     def product() -> None:
         torch.mm(left, right, out=out)
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--isa")
     given = parser.parse_args()
     native = library.load(given.library) if given.library else library.library()
-    choice = fused.Choice(native, given.isa, given.split)
+    choice = Choice(given.isa, given.split, native=native)
     for kind in given.kinds.split(","):
         ratios: list[tuple[float, float]] = []
         for number in map(int, given.shapes.split(",")):

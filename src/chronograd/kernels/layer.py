@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import Parameter
 
-from . import fused, reference
+from . import fused, operators, reference, transforms
 from .cells import fold_biases
+from .compiled import AUTO, Choice, Crossings
 from .edges import Edges
 from .library import library
 
@@ -16,20 +20,30 @@ __all__ = ["run_projected", "serves"]
 State = tuple[Tensor, ...]
 
 
+@torch.compiler.assume_constant_result
+def _built() -> bool:
+    return library() is not None
+
+
 def serves(kind: str, weight: Tensor, *tensors: Tensor | None) -> bool:
-    """Whether the compiled kernels take these tensors: plain ones on the CPU, all float32 or all float64 (complex too
-    for the diagonal recurrence).
+    """Whether the compiled kernels take these tensors: on the CPU, all float32 or all float64 (complex too for the
+    diagonal recurrence), of torch's own types.
 
     >>> serves("tanh", torch.zeros(2, 2, dtype=torch.float16))
     False
     """
     dtypes = (torch.float32, torch.float64) + ((torch.complex64, torch.complex128) if kind == "diagonal" else ())
-    given = [weight, *(part for part in tensors if part is not None)]
-    if weight.dtype not in dtypes or torch.compiler.is_compiling():
+    if weight.dtype not in dtypes:
         return False
     mixed = torch.is_autocast_enabled("cpu")
-    plain = all(type(part) in (Tensor, Parameter) and part.device.type == "cpu" for part in given)
-    return plain and (mixed or all(part.dtype == weight.dtype for part in given)) and library() is not None
+    for part in (weight, *tensors):
+        if part is None:
+            continue
+        if part.device.type != "cpu" or type(part) not in (Tensor, Parameter, FakeTensor):
+            return False
+        if part.dtype != weight.dtype and not mixed:
+            return False
+    return _built()
 
 
 def run_projected(
@@ -42,6 +56,7 @@ def run_projected(
     bias: Tensor | None,
     edges: Edges,
     fresh: State | None = None,
+    choice: Choice = AUTO,
 ) -> State:
     """Run one layer over time.
 
@@ -54,6 +69,7 @@ def run_projected(
         edges: gates, resets and frozen rows.
         fresh: the initial states of the rows that start anew, (R, H) each, in the order of
             ``edges.reset.nonzero()``; None is zeros.
+        choice: what tests and benchmarks force.
 
     Returns:
         The states after every step, (T, B, H) each.
@@ -62,8 +78,36 @@ def run_projected(
     >>> run_projected("linear", x, one, None, (torch.zeros(1, 1),), 0.5 * one, None, Edges())[0].flatten()
     tensor([1.0000, 1.5000, 1.7500])
     """
-    if serves(kind, weight, inputs, weight_ih, bias_ih, bias, *initial, *(fresh or ())):
-        return fused.run_projected(kind, inputs, weight_ih, bias_ih, initial, weight, bias, edges, fresh)
-    bias_ih, bias = fold_biases(kind, bias_ih, bias)
-    drive = torch.nn.functional.linear(inputs, weight_ih, bias_ih)
-    return reference.run_layer(kind, drive, initial, weight, bias, edges, fresh)
+    states = (*initial, *fresh) if fresh else initial
+    if not serves(kind, weight, inputs, weight_ih, bias_ih, bias, *states):
+        bias_ih, bias = fold_biases(kind, bias_ih, bias)
+        drive = torch.nn.functional.linear(inputs, weight_ih, bias_ih)
+        return reference.run_layer(kind, drive, initial, weight, bias, edges, fresh)
+    mixed = torch.is_autocast_enabled("cpu")
+    if mixed:
+        # Sums over many steps are kept in the precision of the weights.
+        inputs, states = inputs.to(weight.dtype), tuple(part.to(weight.dtype) for part in states)
+    crossings = Crossings() if edges.plain else _crossings(edges, weight, bool(fresh))
+    with torch.autocast("cpu", enabled=False) if mixed else nullcontext():
+        projection: tuple[Tensor | None, Tensor | None] = weight_ih, bias_ih
+        if weight.is_complex():
+            # The kernels' products are of real numbers.
+            bias_ih, bias = fold_biases(kind, bias_ih, bias)
+            inputs, projection = torch.nn.functional.linear(inputs, weight_ih, bias_ih), (None, None)
+        if torch.compiler.is_compiling() or any(type(part) is FakeTensor for part in (inputs, weight)):
+            return operators.run(kind, inputs, *projection, weight, bias, states, crossings)
+        if torch._C._are_functorch_transforms_active():
+            return transforms.run(kind, inputs, *projection, weight, bias, states, crossings)
+        return fused.run(kind, inputs, *projection, weight, bias, states, crossings, choice)
+
+
+def _crossings(edges: Edges, weight: Tensor, numbered: bool) -> Crossings:
+    """Gates, resets and frozen rows as the kernels take them."""
+    gates = None if edges.gates is None else edges.gates.to(weight.real.dtype).contiguous()
+    reset = None
+    if edges.reset is not None:
+        # Without fresh states the numbers only say where.
+        reset = edges.fresh_rows() if numbered else edges.reset.to(torch.int32) - 1
+        reset = reset.to(torch.int32).contiguous()  # pyright: ignore[reportOptionalMemberAccess]
+    valid = None if edges.valid is None else edges.valid.to(torch.uint8).contiguous()
+    return Crossings(gates, reset, valid)

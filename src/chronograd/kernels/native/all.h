@@ -8,8 +8,7 @@
 #include "back.h"
 #include "diagonal.h"
 
-
 static const Table NAME(table) = {
     LANES,      REGISTERS,  NAME(pack), NAME(forward), NAME(back), NAME(diagonal_forward), NAME(diagonal_back),
-    NAME(panels), NAME(rows), NAME(columns), NAME(scratch), NAME(apply),
+    NAME(panels), NAME(rows),   NAME(columns), NAME(scratch), NAME(finish), NAME(apply),
 };

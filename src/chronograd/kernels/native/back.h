@@ -93,7 +93,7 @@ static INLINE void NAME(back_edge)(const int kind, const Job *job, int64_t t, in
 
 static INLINE void NAME(back_loop)(const int kind, const Job *job, int id, int team) {
     const Layout l = NAME(layout)(job, WAY_BACK);
-    const int by_units = (int)chronograd_plan(job, WAY_BACK).by_units;
+    const int by_units = (int)job->plan.by_units;
     const Share s = NAME(share)(job, &l, by_units, id, team);
     const int64_t stride = job->product_stride;
     Vec tile[TALLEST * 4];

@@ -228,3 +228,14 @@ static void NAME(diagonal)(const Job *job, int way, int id, int team) {
 
 static void NAME(diagonal_forward)(const Job *job, int id, int team) { NAME(diagonal)(job, WAY_FORWARD, id, team); }
 static void NAME(diagonal_back)(const Job *job, int id, int team) { NAME(diagonal)(job, WAY_BACK, id, team); }
+
+/* The gradient of lambda, from the sums of every thread. */
+static void NAME(finish)(const Layer *layer, const double *sums, int threads) {
+    const int64_t count = layer->size << (layer->kind == KIND_DIAGONAL_COMPLEX);
+    REAL *out = layer->weight_back;
+    for (int64_t i = 0; i < count; i++) {
+        double total = 0;
+        for (int id = 0; id < threads; id++) total += sums[id * count + i];
+        out[i] = (REAL)total;
+    }
+}

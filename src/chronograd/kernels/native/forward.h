@@ -54,7 +54,7 @@ static INLINE void NAME(forward_point)(const int kind, const Job *job, int64_t t
 
 static INLINE void NAME(forward_loop)(const int kind, const Job *job, int id, int team) {
     const Layout l = NAME(layout)(job, WAY_FORWARD);
-    const int by_units = (int)chronograd_plan(job, WAY_FORWARD).by_units;
+    const int by_units = (int)job->plan.by_units;
     const Share s = NAME(share)(job, &l, by_units, id, team);
     Vec tile[TALLEST * 4];
     const REAL *rows[TALLEST];

@@ -14,51 +14,65 @@ static INLINE int NAME(wide)(int64_t width, int64_t column) {
     return vectors < WIDE ? (int)vectors : WIDE;
 }
 
-/* Panel by panel, each over the whole depth; columns past the last are zeros. */
-static void NAME(panels)(const Product *p, int turned, void *to, int id, int team) {
-    const REAL *b = p->b;
-    const int64_t units = WIDE * LANES, count = (p->width + units - 1) / units;
+/* Row k of the right side of a product; NULL is zeros. */
+static INLINE const REAL *NAME(right_row)(const Right *r, int64_t k) {
+    if (r->numbers && r->numbers[k] >= 0) return r->fresh ? (const REAL *)r->fresh + r->numbers[k] * r->width : NULL;
+    if (k < r->firsts) return (const REAL *)r->first + k * r->width;
+    return (const REAL *)r->b + (k - r->firsts) * r->stride;
+}
+
+/* Some rows of b, panel by panel, each over all of these rows; columns past the last are zeros. */
+static INLINE void NAME(lay_panels)(const Right *r, int64_t begin, int64_t depth, REAL *to, int id, int team) {
+    const int64_t units = WIDE * LANES, count = (r->width + units - 1) / units;
     for (int64_t panel = count * id / team; panel < count * (id + 1) / team; panel++) {
-        const int64_t first = panel * units, across = NAME(wide)(p->width, first) * LANES;
-        REAL *out = (REAL *)to + first * p->depth;
-        if (!turned) {
-            const int32_t *numbers = p->numbers;
-            for (int64_t k = 0; k < p->depth; k++) {
-                const REAL *row = b + k * p->b_stride;
-                if (numbers && numbers[k] >= 0) row = p->fresh ? (const REAL *)p->fresh + numbers[k] * p->width : NULL;
-                for (int64_t n = 0; n < across; n += LANES)
-                    store(out + k * across + n,
-                          row ? load_some(row + first + n, some_of(p->width - first - n)) : (Vec){0});
-            }
-            continue;
+        const int64_t first = panel * units, across = NAME(wide)(r->width, first) * LANES;
+        REAL *out = to + first * depth;
+        for (int64_t k = 0; k < depth; k++) {
+            const REAL *row = NAME(right_row)(r, begin + k);
+            for (int64_t n = 0; n < across; n += LANES)
+                store(out + k * across + n, row ? load_some(row + first + n, some_of(r->width - first - n)) : (Vec){0});
         }
-        for (int64_t begin = 0; begin < p->depth; begin += 16) {
-            const int64_t end = begin + 16 < p->depth ? begin + 16 : p->depth;
+    }
+}
+
+/* The same of the transpose: r has `width` rows of `depth` numbers. */
+static void NAME(lay_turned)(const Right *r, int64_t depth, REAL *to, int id, int team) {
+    const REAL *b = r->b;
+    const int64_t units = WIDE * LANES, count = (r->width + units - 1) / units;
+    for (int64_t panel = count * id / team; panel < count * (id + 1) / team; panel++) {
+        const int64_t first = panel * units, across = NAME(wide)(r->width, first) * LANES;
+        REAL *out = to + first * depth;
+        /* In blocks, so that both sides stay in L1. */
+        for (int64_t begin = 0; begin < depth; begin += 16) {
+            const int64_t end = begin + 16 < depth ? begin + 16 : depth;
             for (int64_t n = 0; n < across; n++)
                 for (int64_t k = begin; k < end; k++)
-                    out[k * across + n] = first + n < p->width ? b[(first + n) * p->b_stride + k] : 0;
+                    out[k * across + n] = first + n < r->width ? b[(first + n) * r->stride + k] : 0;
         }
     }
 }
 
-/* Adds a tile to `out`, or writes it. */
-static INLINE void NAME(put_tile)(const Product *p, const Vec *tile, int64_t row, int height, int64_t column, int width,
-                                  int more, const REAL *bias) {
-    for (int m = 0; m < height; m++) {
-        REAL *out = (REAL *)p->out + (row + m) * p->out_stride + column;
-        for (int n = 0; n < width; n++) {
-            const int some = some_of(p->width - column - n * LANES);
-            Vec v = tile[m * width + n];
-            if (more) v += load_some(out + n * LANES, some);
-            if (bias) v += load_some(bias + column + n * LANES, some);
-            store_some(out + n * LANES, v, some);
-        }
+static void NAME(panels)(const Right *r, int64_t depth, int turned, void *to, int id, int team) {
+    if (turned)
+        NAME(lay_turned)(r, depth, to, id, team);
+    else
+        NAME(lay_panels)(r, 0, depth, to, id, team);
+}
+
+/* Writes one row of a tile from a column on, or adds it. */
+static INLINE void NAME(put_row)(const Vec *tile, REAL *out, int64_t left, int width, int more, const REAL *bias) {
+    for (int n = 0; n < width; n++) {
+        const int some = some_of(left - n * LANES);
+        Vec v = tile[n];
+        if (more) v += load_some(out + n * LANES, some);
+        if (bias) v += load_some(bias + n * LANES, some);
+        store_some(out + n * LANES, v, some);
     }
 }
 
-static void NAME(rows)(const Product *p, int id, int team) {
+static void NAME(rows)(const Rows *p, int id, int team) {
     Vec tile[TALLEST * 4];
-    const REAL *rows[TALLEST];
+    const REAL *rows[TALLEST], *bias = p->bias;
     const int64_t first = p->height * id / team, last = p->height * (id + 1) / team;
     const int64_t deep = 4 * AT_ONCE;
     for (int64_t begin = 0; begin < p->depth; begin += deep) {
@@ -68,14 +82,16 @@ static void NAME(rows)(const Product *p, int id, int team) {
             const int64_t until = from + 96 < last ? from + 96 : last;
             for (int64_t column = 0; column < p->width; column += WIDE * LANES) {
                 const int width = NAME(wide)(p->width, column), tallest = NAME(tallest)(width);
-                const REAL *panel = (const REAL *)p->b + column * p->depth + begin * width * LANES;
+                const REAL *panel = (const REAL *)p->panels + column * p->depth + begin * width * LANES;
                 const int64_t tiles = (until - from + tallest - 1) / tallest;
                 for (int64_t part = 0; part < tiles; part++) {
                     const int64_t row = from + (until - from) * part / tiles;
                     const int height = (int)(from + (until - from) * (part + 1) / tiles - row);
                     for (int m = 0; m < height; m++) rows[m] = (const REAL *)p->a + (row + m) * p->a_stride + begin;
                     NAME(tilers)[width][height](depth, rows, panel, tile);
-                    NAME(put_tile)(p, tile, row, height, column, width, begin > 0, begin ? NULL : p->bias);
+                    for (int m = 0; m < height; m++)
+                        NAME(put_row)(tile + m * width, (REAL *)p->out + (row + m) * p->out_stride + column,
+                                      p->width - column, width, begin > 0, begin || !bias ? NULL : bias + column);
                 }
             }
         }
@@ -104,14 +120,16 @@ static const Tiler NAME(turned)[5] = {NULL, NAME(turned_1), NAME(turned_2), NAME
 static INLINE int64_t NAME(across)(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
 
 /* Bytes of one thread's scratch: a pass of every b in panels and the rows of a group. */
-static int64_t NAME(scratch)(const Product *p) {
-    int64_t numbers = AT_ONCE * (NAME(across)(p->width) + NAME(across)(p->second.width)) + GROUP * SLOT;
+static int64_t NAME(scratch)(const Columns *p) {
+    int64_t numbers = GROUP * SLOT;
+    for (int64_t i = 0; i < p->count; i++) numbers += AT_ONCE * NAME(across)(p->part[i].right.width);
     return (numbers * (int64_t)sizeof(REAL) + 4095) / 4096 * 4096;
 }
 
 /* Lays out a group of tiles' rows of one pass, and adds up the columns that it reads. What a store writes past its own
    rows, the next one overwrites. */
-static void NAME(gather)(const Product *p, const REAL *a, int64_t depth, int64_t from, int64_t until, int more, REAL *out) {
+static void NAME(gather)(const Columns *p, const REAL *a, int64_t depth, int64_t from, int64_t until, int more,
+                         REAL *out) {
     Vec sums[GROUP];
     const int count = (int)(until - from);
     for (int t = 0; t < count; t++) sums[t] = (Vec){0};
@@ -133,48 +151,35 @@ static void NAME(gather)(const Product *p, const REAL *a, int64_t depth, int64_t
         }
 }
 
-static void NAME(columns)(const Product *p, int id, int team) {
+static void NAME(columns)(const Columns *p, int id, int team) {
     Vec tile[TALLEST * 4];
-    REAL *panels = (REAL *)((char *)p->scratch + id * NAME(scratch)(p));
-    REAL *group = panels + AT_ONCE * (NAME(across)(p->width) + NAME(across)(p->second.width));
+    REAL *group = (REAL *)((char *)p->scratch + id * NAME(scratch)(p)), *panels[2];
+    panels[0] = group + GROUP * SLOT;
+    panels[1] = panels[0] + AT_ONCE * NAME(across)(p->part[0].right.width);
     const int64_t count = (p->height + FULL - 1) / FULL, first = count * id / team, last = count * (id + 1) / team;
-    /* The two products as if each were the only one; `from_row` is where the rows of its result begin in a's columns. */
-    Product one[2] = {*p, *p};
-    one[0].height = p->second.b ? p->first_rows : p->height;
-    one[1].b = p->second.b;
-    one[1].numbers = NULL;
-    one[1].width = p->second.width;
-    one[1].b_stride = p->second.b_stride;
-    one[1].out = p->second.out;
-    one[1].out_stride = p->second.out_stride;
-    one[1].height = p->height - p->second.from_row;
-    const int64_t from_row[2] = {0, p->second.from_row};
-    const int products = p->second.b ? 2 : 1;
     for (int64_t begin = 0; begin < p->depth && first < last; begin += AT_ONCE) {
         const int64_t depth = p->depth - begin < AT_ONCE ? p->depth - begin : AT_ONCE;
         const int more = p->more || begin > 0;
-        for (int i = 0; i < products; i++) {
-            Product part = one[i];
-            part.b = (const REAL *)part.b + begin * part.b_stride;
-            part.depth = depth;
-            if (part.numbers) part.numbers = (const int32_t *)part.numbers + begin;
-            NAME(panels)(&part, 0, panels + i * AT_ONCE * NAME(across)(p->width), 0, 1);
-        }
+        for (int64_t i = 0; i < p->count; i++) NAME(lay_panels)(&p->part[i].right, begin, depth, panels[i], 0, 1);
         for (int64_t from = first; from < last; from += GROUP) {
             const int64_t until = from + GROUP < last ? from + GROUP : last;
             NAME(gather)(p, (const REAL *)p->a + begin * p->a_stride, depth, from, until, more, group);
-            for (int i = 0; i < products; i++) {
-                const REAL *of_product = panels + i * AT_ONCE * NAME(across)(p->width);
-                for (int64_t column = 0; column < one[i].width; column += WIDE * LANES) {
-                    const int width = NAME(wide)(one[i].width, column);
+            for (int64_t i = 0; i < p->count; i++) {
+                const int64_t across = p->part[i].right.width, height = p->part[i].height, turn = p->part[i].turn;
+                for (int64_t column = 0; column < across; column += WIDE * LANES) {
+                    const int width = NAME(wide)(across, column);
                     for (int64_t t = from; t < until; t++) {
                         const REAL *rows = group + (t - from) * SLOT;
                         /* Rows of the tile that belong to this product. */
-                        int64_t row = t * FULL - from_row[i], skip = row < 0 ? -row : 0, end = one[i].height - row;
-                        if (end > FULL) end = FULL;
+                        const int64_t row = t * FULL - p->part[i].from, left = height - row;
+                        const int skip = row < 0 ? (int)-row : 0, end = left < FULL ? (int)left : FULL;
                         if (skip >= end) continue;
-                        NAME(turned)[width](depth, &rows, of_product + column * depth, tile);
-                        NAME(put_tile)(&one[i], tile + skip * width, row + skip, (int)(end - skip), column, width, more, NULL);
+                        NAME(turned)[width](depth, &rows, panels[i] + column * depth, tile);
+                        for (int m = skip; m < end; m++) {
+                            const int64_t to = row + m < turn ? row + m + height - turn : row + m - turn;
+                            NAME(put_row)(tile + m * width, (REAL *)p->part[i].out + to * across + column,
+                                          across - column, width, more, NULL);
+                        }
                     }
                 }
             }

@@ -20,70 +20,107 @@ enum { ISA_BEST = -1, ISA_PLAIN, ISA_AVX2, ISA_AVX512, ISA_COUNT };
 enum { SPLIT_AUTO, SPLIT_ROWS, SPLIT_UNITS };
 enum { WAY_FORWARD, WAY_BACK };
 
-/* One block of time of one layer. Every field is 8 bytes wide, so that no compiler pads. NULL is "absent". */
+/* A whole layer, as Python gives it: all steps, weights as torch lays them out, every array contiguous. Every field is 8
+   bytes wide, so that no compiler pads. NULL is "absent" or, on the way back, "not wanted". */
 typedef struct {
     int64_t kind, real, isa, threads, split;
-    int64_t steps, rows, size; /* T, B, H */
+    int64_t block;                     /* steps in a block of time; 0: chosen here */
+    int64_t steps, rows, inputs, size; /* T, B, d, H */
 
-    void *packed; /* the recurrent weight as chronograd_pack wrote it; lambda (H,) for the diagonal kinds */
-    void *bias;   /* (G,), added to the product inside the GRU; NULL elsewhere */
+    const void *x;         /* (T, B, d); with no weight_ih it is the drive (T, B, G), for diagonal kinds only */
+    const void *weight_ih; /* (G, d) */
+    const void *bias_ih;   /* (G,) */
+    const void *weight;    /* (G, H); lambda (H,) for the diagonal kinds */
+    const void *bias;      /* (G,), added to the recurrent product */
 
-    void *drive; /* (T, B, G); may be the same memory as kept (GRU, LSTM) or path[0] (others) */
-    int64_t drive_stride;
-    void *kept; /* (T, B, 4H): LSTM i, f, g, o; GRU r, z, W_n h + b_n, n; NULL forward: keep nothing */
-    int64_t kept_stride;
-    void *initial[2]; /* (B, H): the state before the first step of the block */
-    void *path[2];    /* (T, B, H): the states after each step (h; c) */
+    const void *initial[2]; /* (B, H): the state before the first step */
+    void *path[2];          /* (T, B, H): the states after each step (h; c) */
+    void *kept;             /* (T, B, 4H): LSTM i, f, g, o; GRU r, z, W_n h + b_n, n; NULL forward: keep nothing */
 
-    void *gates; /* (T, B) of the real type, multiply the flow on the way back */
-    void *reset; /* (T, B) int32: the number of the row's fresh state, or -1 */
-    void *valid; /* (T, B) uint8: 0 freezes the row */
-    void *fresh[2]; /* (R, H): initial states of the rows that start anew; NULL is zeros */
-    void *zeros;    /* (H,) zeros, wanted where there is reset without fresh */
+    const void *gates;    /* (T, B) of the real type, multiply the flow on the way back */
+    const void *reset;    /* (T, B) int32: the number of the row's fresh state, or -1 */
+    const void *valid;    /* (T, B) uint8: 0 freezes the row */
+    const void *fresh[2]; /* (R, H): initial states of the rows that start anew; NULL is zeros */
 
     /* The way back only. */
-    void *given[2]; /* (T, B, H): cotangents of the path */
-    void *flow[2];  /* (B, H): in, what flows back from later steps; out, what flows on to earlier ones */
-    void *product;  /* (T, B, G): cotangent of the recurrent product; GRU (T, B, 4H): n of the product, r, z, n of the
-                       drive, so that columns 0..3H belong to the product and H..4H to the drive */
-    int64_t product_stride;
-    void *fresh_back[2]; /* (R, H): cotangents of the fresh states, those that reset in this block are written */
-    void *weight_back;   /* diagonal kinds: (threads, H) of double (complex: pairs), added to; may be NULL */
-} Job;
+    const void *given[2];  /* (T, B, H): cotangents of the path */
+    void *initial_back[2]; /* cotangents of the arrays above, in their shapes */
+    void *fresh_back[2];
+    void *x_back, *weight_ih_back, *bias_ih_back, *weight_back, *bias_back;
+
+    void *room; /* as many bytes as chronograd_room says */
+} Layer;
 
 /* How a dense job is cut: `width` vectors of units make a panel. */
 typedef struct {
     int64_t threads, by_units, width;
 } Plan;
 
-/* A product over many rows. `rows`: out (M, N) = a (M, K) b + bias, with b as chronograd_panels wrote it. `columns`:
-   out (M, N) = a^T b for a (K, M) and b (K, N), and sums (M,) = those of a's columns; `more` adds to both. Strides as
-   above. */
+/* One block of time of a layer: consecutive steps. Strides count numbers between one row (t, b) and the next one. */
 typedef struct {
-    int64_t real, isa, threads;
+    int64_t kind, real, isa, threads, split;
+    int64_t steps, rows, size; /* T, B, H */
+    Plan plan;
+
+    const void *packed; /* the recurrent weight as Table.pack wrote it; lambda (H,) for the diagonal kinds */
+    const void *bias;   /* (G,), added to the product inside the GRU; NULL elsewhere */
+
+    const void *drive; /* (T, B, G); may be the same memory as kept (GRU, LSTM) or path[0] (others) */
+    int64_t drive_stride;
+    void *kept; /* (T, B, 4H) or NULL */
+    int64_t kept_stride;
+    const void *initial[2]; /* (B, H): the state before the first step of the block */
+    void *path[2];
+
+    const void *gates, *reset, *valid, *fresh[2];
+    const void *zeros; /* (H,) zeros, wanted where there is reset without fresh */
+
+    const void *given[2];
+    void *flow[2]; /* (B, H): in, what flows back from later steps; out, what flows on to earlier ones */
+    void *product; /* (T, B, G): cotangent of the recurrent product; GRU (T, B, 4H): n of the product, r, z, n of the
+                      drive, so that columns 0..3H belong to the product and H..4H to the drive */
+    int64_t product_stride;
+    void *fresh_back[2]; /* those that reset in this block are written */
+    void *weight_back;   /* diagonal kinds: (threads, H) of double (complex: pairs), added to; may be NULL */
+} Job;
+
+/* The right side of a product: rows of N numbers. */
+typedef struct {
+    const void *b;
+    int64_t stride, width; /* N */
+    const void *first;     /* (firsts, N): stand before the rows of b */
+    int64_t firsts;
+    const int32_t *numbers; /* NULL, or for each row: where not negative, it is that row of fresh instead */
+    const void *fresh;      /* (R, N); NULL is zeros */
+} Right;
+
+/* out (M, N) = a (M, K) b + bias, with b (K, N) in panels. */
+typedef struct {
     int64_t height, width, depth; /* M, N, K */
     const void *a;
     int64_t a_stride;
-    const void *b;
-    int64_t b_stride;
+    const void *panels;
     void *out;
     int64_t out_stride;
-    const void *bias; /* (N,) or NULL; rows only */
-    void *sums;       /* (M,) or NULL; columns only */
-    void *scratch;    /* chronograd_scratch_bytes; columns only */
-    int64_t more;
-    /* columns only, b NULL where absent: a second product with the same a. The first takes the first_rows first columns
-       of a, the second those from from_row on. */
-    int64_t first_rows;
+    const void *bias; /* (N,) or NULL */
+} Rows;
+
+/* Sums over the rows of a block, in one pass over a (K, M): sums (M,) = those of a's columns, and up to two products
+   out = (some columns of a)^T b. `more` adds to all of them. */
+typedef struct {
+    int64_t height, depth; /* M, K */
+    const void *a;
+    int64_t a_stride;
+    void *sums; /* or NULL */
+    int64_t more, count;
     struct {
-        const void *b;
-        int64_t b_stride, width;
-        void *out;
-        int64_t out_stride, from_row;
-    } second;
-    const void *numbers; /* columns only, (K,) int32 or NULL: row k of b is row numbers[k] >= 0 of fresh instead */
-    const void *fresh;   /* (R, N); NULL is zeros */
-} Product;
+        Right right;
+        int64_t from, height; /* the columns of a */
+        int64_t turn;         /* the first `turn` rows of the result go to its end */
+        void *out;            /* (height, N) */
+    } part[2];
+    void *scratch; /* Table.scratch numbers for each thread */
+} Columns;
 
 /* What one instruction set offers for one real type. */
 typedef struct {
@@ -94,10 +131,12 @@ typedef struct {
     void (*back)(const Job *, int id, int team);
     void (*diagonal_forward)(const Job *, int id, int team);
     void (*diagonal_back)(const Job *, int id, int team);
-    void (*panels)(const Product *, int turned, void *out, int id, int team);
-    void (*rows)(const Product *, int id, int team);
-    void (*columns)(const Product *, int id, int team);
-    int64_t (*scratch)(const Product *);
+    /* b (K, N) with K = depth into panels, or with `turned` its transpose: rows then has N rows of K numbers. */
+    void (*panels)(const Right *rows, int64_t depth, int turned, void *out, int id, int team);
+    void (*rows)(const Rows *, int id, int team);
+    void (*columns)(const Columns *, int id, int team);
+    int64_t (*scratch)(const Columns *); /* bytes for a thread */
+    void (*finish)(const Layer *, const double *sums, int threads); /* weight_back of the diagonal kinds */
     void (*apply)(int function, int64_t count, const void *in, void *out);
 } Table;
 
@@ -120,17 +159,9 @@ void chronograd_meet(int id, int team);
 EXPORT int64_t chronograd_abi(void);
 EXPORT int64_t chronograd_isas(void); /* bit 1 << isa is set where this machine can run it */
 EXPORT void chronograd_use_threads(void *parallel, void *thread_num, void *num_threads);
-EXPORT int64_t chronograd_packed_bytes(const Job *job, int64_t way);
-EXPORT void chronograd_pack(const Job *job, int64_t way, const void *weight, void *out);
-EXPORT void chronograd_forward(const Job *job);
-EXPORT void chronograd_back(const Job *job);
-/* b (K, N), or with `turned` its transpose (N, K), into panels; as many bytes as chronograd_panels_bytes says. */
-EXPORT int64_t chronograd_panels_bytes(const Product *product);
-EXPORT void chronograd_panels(const Product *product, int64_t turned, void *out);
-EXPORT void chronograd_rows(const Product *product);
-EXPORT int64_t chronograd_scratch_bytes(const Product *product);
-EXPORT void chronograd_columns(const Product *product);
-EXPORT int64_t chronograd_split(const Job *job, int64_t way); /* threads + 1000 by_units + 10000 width */
+EXPORT int64_t chronograd_room(const Layer *layer, int64_t way); /* bytes */
+EXPORT void chronograd_forward(const Layer *layer);
+EXPORT void chronograd_back(const Layer *layer);
 EXPORT void chronograd_apply(int64_t isa, int64_t real, int64_t function, int64_t count, const void *in, void *out);
 
 #endif

@@ -90,7 +90,7 @@ static Layout NAME(layout)(const Job *job, int way) {
     int64_t blocks = chronograd_blocks(job->kind);
     l.blocks = way == WAY_FORWARD ? (int)blocks : 1;
     l.depth = way == WAY_FORWARD ? job->size : blocks * job->size;
-    l.width = l.blocks > 1 ? l.blocks : (int)chronograd_plan(job, way).width;
+    l.width = l.blocks > 1 ? l.blocks : (int)job->plan.width;
     l.units = (int64_t)LANES * l.width / l.blocks;
     l.panels = (job->size + l.units - 1) / l.units;
     return l;

@@ -1,0 +1,286 @@
+/* A layer in blocks of time: each block is projected, run and forgotten; on the way back it adds its part of the weights'
+   gradients in one pass over its cotangents.
+
+   X W_ih^T of all steps is never stored, nor are the cotangents of all products:
+
+       dL/dW_hh += D^T H_before,  dL/dW_ih += D^T X,  dL/dX = D W_ih */
+#include <string.h>
+
+#include "kernels.h"
+
+/* A block's projected inputs stay in the cache, but its matrix products have enough rows to run at full speed. */
+#define BLOCK_BYTES (4 << 20)
+#define BLOCK_ROWS 1024
+#define WORTH_SHARING 300000.0 /* multiply-adds of a product below which one thread does it alone */
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t aligned(int64_t bytes) { return up(bytes, 256) * 256; }
+
+/* What both ways know of a layer. */
+typedef struct {
+    const Layer *layer;
+    const Table *table;
+    int way, diagonal;
+    int64_t number;         /* bytes of a real */
+    int64_t unit;           /* bytes of one of the H numbers: complex ones are pairs */
+    int64_t across, length; /* G (back, GRU: 4H), steps in a block */
+    Job job;
+    Rows rows;
+    Columns columns;
+    int64_t threads;       /* of a block */
+    Right projection;      /* weight_ih */
+    int64_t project_depth; /* of its panels */
+    /* Where things lie in the room. */
+    char *packed, *panels, *bias, *zeros, *block, *scratch, *sums;
+    int packing;
+    int64_t begin, end;
+} Walk;
+
+/* Lays out the room from `room` on (NULL: only counts) and returns its bytes. */
+static int64_t lay_out(Walk *w, char *room) {
+    const Layer *l = w->layer;
+    const int lanes = w->table->lanes, projected = l->weight_ih != NULL, back = w->way == WAY_BACK;
+    const int64_t blocks = chronograd_blocks(l->kind), size = l->size;
+    int64_t bytes = 0;
+#define PLACE(name, count) (w->name = room + bytes, bytes += aligned(count))
+    PLACE(packed, w->diagonal ? 0 : blocks * size * up(size, lanes) * lanes * w->number);
+    const int64_t panel_width = back ? l->inputs : blocks * size, panel_depth = back ? blocks * size : l->inputs;
+    PLACE(panels, projected ? up(panel_width, lanes) * lanes * panel_depth * w->number : 0);
+    PLACE(bias, w->across * w->unit);
+    PLACE(zeros, size * w->unit);
+    /* Forward, the projected inputs lie where their states or kept blocks will, if there is such a place. */
+    const int own = projected && (back || (blocks > 1 && !l->kept));
+    PLACE(block, own ? w->length * l->rows * w->across * w->unit : 0);
+    PLACE(scratch, projected && back ? w->table->scratch(&w->columns) * l->threads : 0);
+    PLACE(sums, back && w->diagonal ? l->threads * 2 * size * (int64_t)sizeof(double) : 0);
+#undef PLACE
+    return bytes;
+}
+
+static Walk walk_of(const Layer *l, int way) {
+    Walk w = {.layer = l, .table = chronograd_table(l->isa, l->real), .way = way};
+    w.diagonal = l->kind >= KIND_DIAGONAL;
+    w.number = l->real == REAL_DOUBLE ? 8 : 4;
+    w.unit = w.number << (l->kind == KIND_DIAGONAL_COMPLEX);
+    const int64_t blocks = chronograd_blocks(l->kind);
+    w.across = (way == WAY_BACK && l->kind == KIND_GRU ? 4 : blocks) * l->size;
+    const int64_t wanted = most(BLOCK_ROWS, BLOCK_BYTES / most(1, w.across * w.unit));
+    const int64_t count = most(1, up(l->steps * l->rows, wanted));
+    w.length = l->block ? least(l->block, l->steps) : up(l->steps, count);
+    if (!l->weight_ih) w.length = l->steps;
+    w.job = (Job){.kind = l->kind, .real = l->real, .isa = l->isa, .threads = l->threads, .split = l->split,
+                  .steps = l->steps, .rows = l->rows, .size = l->size, .drive_stride = w.across,
+                  .fresh = {l->fresh[0], l->fresh[1]}, .fresh_back = {l->fresh_back[0], l->fresh_back[1]}};
+    w.job.plan = chronograd_plan(&w.job, way);
+    /* The columns: the recurrent weight's gradient, then that of the inputs' weight. */
+    w.columns = (Columns){.height = w.across, .a_stride = w.across};
+    if (way == WAY_BACK && !w.diagonal && l->weight_back) {
+        w.columns.part[w.columns.count].right = (Right){.stride = l->size, .width = l->size, .fresh = l->fresh[0]};
+        w.columns.part[w.columns.count].height = blocks * l->size;
+        /* The kernel's order is n, r, z. */
+        w.columns.part[w.columns.count].turn = l->kind == KIND_GRU ? l->size : 0;
+        w.columns.part[w.columns.count++].out = l->weight_back;
+    }
+    if (way == WAY_BACK && l->weight_ih_back) {
+        w.columns.part[w.columns.count].right = (Right){.stride = l->inputs, .width = l->inputs};
+        w.columns.part[w.columns.count].from = w.across - blocks * l->size;
+        w.columns.part[w.columns.count].height = blocks * l->size;
+        w.columns.part[w.columns.count++].out = l->weight_ih_back;
+    }
+    return w;
+}
+
+int64_t chronograd_room(const Layer *layer, int64_t way) {
+    Walk w = walk_of(layer, (int)way);
+    return lay_out(&w, NULL);
+}
+
+static const void *from(const void *array, int64_t at, int64_t bytes) {
+    return array ? (const char *)array + at * bytes : NULL;
+}
+static void *to(void *array, int64_t at, int64_t bytes) { return array ? (char *)array + at * bytes : NULL; }
+
+/* The job of the block that begins and ends at these steps. */
+static void point(Walk *w, int64_t begin, int64_t end) {
+    const Layer *l = w->layer;
+    const int64_t row = l->size * w->unit, step = l->rows * row;
+    Job *job = &w->job;
+    w->begin = begin;
+    w->end = end;
+    job->steps = end - begin;
+    job->gates = from(l->gates, begin * l->rows, w->number);
+    job->reset = from(l->reset, begin * l->rows, 4);
+    job->valid = from(l->valid, begin * l->rows, 1);
+    for (int part = 0; part < 2; part++) {
+        job->path[part] = to(l->path[part], begin, step);
+        job->initial[part] = begin ? from(l->path[part], begin - 1, step) : l->initial[part];
+        job->given[part] = from(l->given[part], begin, step);
+        job->flow[part] = l->initial_back[part];
+    }
+    job->kept = to(l->kept, begin, 4 * step);
+    job->kept_stride = 4 * l->size;
+}
+
+/* How many threads the region of a block has: as many as its loop over time or its products can use. */
+static int64_t threads_of(const Walk *w) {
+    const Layer *l = w->layer;
+    const double across = (double)(chronograd_blocks(l->kind) * l->size), rows = (double)((w->end - w->begin) * l->rows);
+    const double product = l->weight_ih ? rows * across * (double)l->inputs : 0.0;
+    const double sums = w->way == WAY_BACK && l->weight_back && !w->diagonal ? rows * across * (double)l->size : 0.0;
+    return most(w->job.plan.threads, most(1, product + sums > WORTH_SHARING ? l->threads : 1));
+}
+
+/* The weights in the order of the kernels, once for all blocks. */
+static void lay_weights(Walk *w, int id, int team) {
+    const Layer *l = w->layer;
+    if (!w->diagonal) w->table->pack(&w->job, w->way, l->weight, w->packed, id, team);
+    if (w->projection.b)
+        w->table->panels(&w->projection, w->project_depth, w->way == WAY_FORWARD, w->panels, id, team);
+    chronograd_meet(id, team);
+}
+
+static void forward(void *argument, int id, int team) {
+    Walk *w = argument;
+    if (w->packing) lay_weights(w, id, team);
+    if (w->layer->weight_ih) {
+        w->table->rows(&w->rows, id, team);
+        chronograd_meet(id, team);
+    }
+    const int share = (int)least(w->job.plan.threads, team);
+    if (id < share) (w->diagonal ? w->table->diagonal_forward : w->table->forward)(&w->job, id, share);
+}
+
+static void back(void *argument, int id, int team) {
+    Walk *w = argument;
+    if (w->packing) lay_weights(w, id, team);
+    const int share = (int)least(w->job.plan.threads, team);
+    if (id < share) (w->diagonal ? w->table->diagonal_back : w->table->back)(&w->job, id, share);
+    chronograd_meet(id, team);
+    if (w->rows.out) w->table->rows(&w->rows, id, team);
+    if (w->columns.count || w->columns.sums) w->table->columns(&w->columns, id, team);
+}
+
+static void add(const Walk *w, const void *a, const void *b, void *out) {
+    const int64_t count = chronograd_blocks(w->layer->kind) * w->layer->size * (int64_t)(w->unit / w->number);
+    for (int64_t i = 0; i < count; i++) {
+        if (w->layer->real == REAL_DOUBLE)
+            ((double *)out)[i] = ((const double *)a)[i] + ((const double *)b)[i];
+        else
+            ((float *)out)[i] = ((const float *)a)[i] + ((const float *)b)[i];
+    }
+}
+
+/* What both ways set up once the room is there. */
+static void prepare(Walk *w) {
+    const Layer *l = w->layer;
+    lay_out(w, l->room);
+    w->job.packed = w->diagonal ? l->weight : w->packed;
+    if (l->reset && !l->fresh[0]) {
+        memset(w->zeros, 0, (size_t)(l->size * w->unit));
+        w->job.zeros = w->zeros;
+    }
+    /* The inputs' weight is (G, d): forward the product wants its transpose. */
+    if (l->weight_ih && (w->way == WAY_FORWARD || l->x_back))
+        w->projection = (Right){.b = l->weight_ih, .stride = l->inputs, .width = w->way == WAY_FORWARD
+                                ? chronograd_blocks(l->kind) * l->size : l->inputs};
+    w->project_depth = w->way == WAY_FORWARD ? l->inputs : chronograd_blocks(l->kind) * l->size;
+}
+
+void chronograd_forward(const Layer *l) {
+    if (!l->steps || !l->rows || !l->size) return;
+    Walk w = walk_of(l, WAY_FORWARD);
+    prepare(&w);
+    /* A bias that is simply added goes into the drive; the GRU's recurrent one sits inside its reset gate. */
+    const void *bias = l->bias_ih;
+    if (l->kind == KIND_GRU)
+        w.job.bias = l->bias;
+    else if (l->bias && bias)
+        add(&w, bias, l->bias, w.bias), bias = w.bias;
+    else if (l->bias)
+        bias = l->bias;
+    for (int64_t begin = 0; begin < l->steps; begin += w.length) {
+        const int64_t end = least(begin + w.length, l->steps);
+        point(&w, begin, end);
+        if (l->weight_ih) {
+            void *place = w.block;
+            int64_t stride = w.across;
+            if (chronograd_blocks(l->kind) == 1)
+                place = w.job.path[0];
+            else if (l->kept)
+                place = w.job.kept, stride = 4 * l->size;
+            w.job.drive = place;
+            w.job.drive_stride = stride;
+            w.rows = (Rows){.height = (end - begin) * l->rows, .width = w.across, .depth = l->inputs, .panels = w.panels,
+                            .a = from(l->x, begin * l->rows * l->inputs, w.unit), .a_stride = l->inputs,
+                            .out = place, .out_stride = stride, .bias = bias};
+        } else {
+            w.job.drive = from(l->x, begin * l->rows, w.across * w.unit);
+        }
+        w.packing = begin == 0;
+        chronograd_team(threads_of(&w), forward, &w);
+    }
+}
+
+/* What the rows of a block were taken from: the states one step before, the initial ones before step 0. */
+static Right before_block(const Walk *w, Right right) {
+    const Layer *l = w->layer;
+    const int64_t row = l->size * w->unit;
+    right.b = from(l->path[0], (w->begin ? w->begin - 1 : 0) * l->rows, row);
+    right.first = l->initial[0];
+    right.firsts = w->begin ? 0 : l->rows;
+    right.numbers = w->job.reset;
+    return right;
+}
+
+void chronograd_back(const Layer *l) {
+    Walk w = walk_of(l, WAY_BACK);
+    const int64_t blocks = chronograd_blocks(l->kind), row = l->size * w.unit, weights = blocks * l->size * w.unit;
+    for (int part = 0; part < 2; part++)
+        if (l->initial_back[part]) memset(l->initial_back[part], 0, (size_t)(l->rows * row));
+    if (!l->steps || !l->rows || !l->size) {
+        if (l->weight_back) memset(l->weight_back, 0, (size_t)(w.diagonal ? row : weights * l->size));
+        if (l->weight_ih_back) memset(l->weight_ih_back, 0, (size_t)(weights * l->inputs));
+        if (l->bias_ih_back) memset(l->bias_ih_back, 0, (size_t)weights);
+        if (l->bias_back) memset(l->bias_back, 0, (size_t)weights);
+        return;
+    }
+    prepare(&w);
+    w.columns.scratch = w.scratch;
+    w.job.product_stride = w.across;
+    if (w.diagonal && l->weight_back) {
+        w.job.weight_back = w.sums;
+        memset(w.sums, 0, (size_t)(l->threads * 2 * l->size) * sizeof(double));
+    }
+    char *const of_biases = w.bias;
+    if (l->bias_ih_back || l->bias_back) w.columns.sums = of_biases;
+    for (int64_t end = l->steps; end > 0; end -= w.length) {
+        const int64_t begin = most(0, end - w.length), first = begin * l->rows, count = (end - begin) * l->rows;
+        point(&w, begin, end);
+        w.job.product = l->weight_ih ? (void *)w.block : l->x_back;
+        if (l->weight_ih && l->x_back)
+            w.rows = (Rows){.height = count, .width = l->inputs, .depth = blocks * l->size, .panels = w.panels,
+                            .a = w.block + (w.across - blocks * l->size) * w.unit, .a_stride = w.across,
+                            .out = to(l->x_back, first * l->inputs, w.unit), .out_stride = l->inputs};
+        w.columns.a = w.block;
+        w.columns.depth = count;
+        w.columns.more = end < l->steps;
+        for (int64_t i = 0; i < w.columns.count; i++) {
+            if (w.columns.part[i].out == l->weight_ih_back)
+                w.columns.part[i].right.b = from(l->x, first * l->inputs, w.unit);
+            else
+                w.columns.part[i].right = before_block(&w, w.columns.part[i].right);
+        }
+        w.packing = end == l->steps;
+        chronograd_team(threads_of(&w), back, &w);
+    }
+    if (w.job.weight_back) w.table->finish(l, w.job.weight_back, (int)l->threads);
+    if (l->bias_ih_back) memcpy(l->bias_ih_back, of_biases + w.across * w.unit - weights, (size_t)weights);
+    if (l->bias_back) {
+        /* The GRU's order is n, r, z. */
+        const int64_t last = l->kind == KIND_GRU ? row : 0;
+        memcpy(l->bias_back, of_biases + last, (size_t)(weights - last));
+        memcpy((char *)l->bias_back + weights - last, of_biases, (size_t)last);
+    }
+}

@@ -1,0 +1,136 @@
+"""The compiled kernels as operators of torch, for what sees operators only: ``torch.compile`` and fake tensors.
+
+``chronograd::layer`` runs a layer forward, ``chronograd::layer_back`` walks it back; both are opaque to the compiler.
+Plain eager calls take ``fused`` instead: the same two calls, without the 130 microseconds that an operator whose kernel
+and way back are in Python adds to each. Known gaps: no second derivatives (a clear error says so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import compiled
+from .cells import CELLS
+from .compiled import Crossings
+from .reference import refuse_twice
+
+__all__ = ["run"]
+
+State = tuple[Tensor, ...]
+
+
+def run(
+    kind: str,
+    x: Tensor,
+    weight_ih: Tensor | None,
+    bias_ih: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    states: State,
+    crossings: Crossings,
+) -> State:
+    """The states after every step, (T, B, H) each; arguments of ``compiled.forward``."""
+    keep = torch.is_grad_enabled()
+    out = torch.ops.chronograd.layer(kind, x, weight_ih, bias_ih, weight, bias, list(states), *crossings, keep)
+    return tuple(out[: CELLS[kind].parts])
+
+
+@torch.library.custom_op("chronograd::layer", mutates_args=(), device_types="cpu")
+def layer(
+    kind: str,
+    x: Tensor,
+    weight_ih: Tensor | None,
+    bias_ih: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    states: list[Tensor],
+    gates: Tensor | None,
+    reset: Tensor | None,
+    valid: Tensor | None,
+    keep: bool,
+) -> list[Tensor]:
+    """The path, and what the way back needs beside it."""
+    path, kept = compiled.forward(
+        kind, x, weight_ih, bias_ih, weight, bias, tuple(states), Crossings(gates, reset, valid), keep
+    )
+    return [*path] if kept is None else [*path, kept]
+
+
+@torch.library.custom_op("chronograd::layer_back", mutates_args=(), device_types="cpu")
+def layer_back(
+    kind: str,
+    x: Tensor,
+    weight_ih: Tensor | None,
+    weight: Tensor,
+    states: list[Tensor],
+    gates: Tensor | None,
+    reset: Tensor | None,
+    valid: Tensor | None,
+    path: list[Tensor],
+    kept: Tensor | None,
+    given: list[Tensor],
+    wanted: list[bool],
+) -> list[Tensor]:
+    """The wanted gradients of x, weight_ih, bias_ih, weight and bias, then those of the states."""
+    found = compiled.back(
+        kind, x, weight_ih, weight, tuple(states), Crossings(gates, reset, valid), tuple(path), kept, given, wanted
+    )
+    return [part for part, want in zip(found[:5], wanted) if want and part is not None] + list(found.states)
+
+
+@layer.register_fake
+def _(kind, x, weight_ih, bias_ih, weight, bias, states, gates, reset, valid, keep):  # type: ignore[no-untyped-def]
+    steps, rows, size = x.shape[0], x.shape[1], weight.shape[-1]
+    path = [weight.new_empty(steps, rows, size) for _ in range(CELLS[kind].parts)]
+    return path + ([weight.new_empty(steps, rows, 4 * size)] if keep and CELLS[kind].kept else [])
+
+
+@layer_back.register_fake
+def _(kind, x, weight_ih, weight, states, gates, reset, valid, path, kept, given, wanted):  # type: ignore[no-untyped-def]
+    across = weight.shape[0]
+    found = (
+        lambda: x.new_empty(x.shape),
+        lambda: weight_ih.new_empty(weight_ih.shape),
+        lambda: weight.new_empty(across),
+        lambda: weight.new_empty(weight.shape),
+        lambda: weight.new_empty(across),
+    )
+    return [make() for make, want in zip(found, wanted) if want] + [part.new_empty(part.shape) for part in states]
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    kind, x, weight_ih, _, weight, _, states, gates, reset, valid, keep = inputs
+    ctx.kind, ctx.count, ctx.keep = kind, len(states), keep
+    ctx.save_for_backward(x, weight_ih, weight, gates, reset, valid, *states, *output)
+
+
+def _walk_back(ctx: Any, given: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    parts, needs = CELLS[ctx.kind].parts, ctx.needs_input_grad
+    if CELLS[ctx.kind].kept and not ctx.keep:
+        raise RuntimeError("chronograd::layer was called with keep=False and cannot be walked back; call it with True")
+    x, weight_ih, weight, gates, reset, valid, *rest = ctx.saved_tensors
+    states, output = rest[: ctx.count], rest[ctx.count :]
+    path, kept = output[:parts], output[parts] if CELLS[ctx.kind].kept else None
+    wanted = [needs[number] for number in (1, 2, 3, 4, 5)]
+    cotangents = [torch.zeros_like(p) if part is None else part for part, p in zip(given, path)]
+    found = iter(
+        torch.ops.chronograd.layer_back(
+            ctx.kind, x, weight_ih, weight, states, gates, reset, valid, path, kept, cotangents, wanted
+        )
+    )
+    return None, *(next(found) if want else None for want in wanted), list(found), None, None, None, None
+
+
+layer.register_autograd(_walk_back, setup_context=_remember)
+
+
+def _no_second(ctx: Any, given: Sequence[Tensor | None]) -> None:
+    refuse_twice()
+
+
+# Reached only where the way back is itself differentiated.
+layer_back.register_autograd(_no_second, setup_context=lambda ctx, inputs, output: None)
