@@ -16,6 +16,11 @@
 #define MINIMUM_DOUBLE _mm256_min_pd
 #define MAXIMUM_DOUBLE _mm256_max_pd
 #define STREAM_DOUBLE(to, v) _mm256_stream_pd(to, v)
+/* Lanes whose highest bit is set are loaded: a window into ones, then zeros. */
+static const int32_t first_lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+#define FIRST(count) _mm256_loadu_si256((const __m256i *)(first_lanes + 8 - (count)))
+#define LOAD_SOME_FLOAT(from, count) _mm256_maskload_ps(from, FIRST(count))
+#define LOAD_SOME_DOUBLE(from, count) _mm256_maskload_pd(from, FIRST(2 * (count)))
 #include "body.h"
 #ifdef __clang__
 #pragma clang attribute pop

@@ -16,6 +16,11 @@
 #define MINIMUM_DOUBLE _mm512_min_pd
 #define MAXIMUM_DOUBLE _mm512_max_pd
 #define STREAM_DOUBLE(to, v) _mm512_stream_pd(to, v)
+#define FIRST(count) ((1u << (count)) - 1u) /* the mask of the first lanes */
+#define LOAD_SOME_FLOAT(from, count) _mm512_maskz_loadu_ps((__mmask16)FIRST(count), from)
+#define STORE_SOME_FLOAT(to, count, v) _mm512_mask_storeu_ps(to, (__mmask16)FIRST(count), v)
+#define LOAD_SOME_DOUBLE(from, count) _mm512_maskz_loadu_pd((__mmask8)FIRST(count), from)
+#define STORE_SOME_DOUBLE(to, count, v) _mm512_mask_storeu_pd(to, (__mmask8)FIRST(count), v)
 #include "body.h"
 #ifdef __clang__
 #pragma clang attribute pop

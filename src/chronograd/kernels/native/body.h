@@ -19,6 +19,12 @@
 #define MAXIMUM MAXIMUM_FLOAT
 #define STREAM STREAM_FLOAT
 #endif
+#ifdef LOAD_SOME_FLOAT
+#define LOAD_SOME LOAD_SOME_FLOAT
+#endif
+#ifdef STORE_SOME_FLOAT
+#define STORE_SOME STORE_SOME_FLOAT
+#endif
 #include "all.h"
 #include "undo.h"
 
@@ -30,6 +36,12 @@
 #define MINIMUM MINIMUM_DOUBLE
 #define MAXIMUM MAXIMUM_DOUBLE
 #define STREAM STREAM_DOUBLE
+#endif
+#ifdef LOAD_SOME_DOUBLE
+#define LOAD_SOME LOAD_SOME_DOUBLE
+#endif
+#ifdef STORE_SOME_DOUBLE
+#define STORE_SOME STORE_SOME_DOUBLE
 #endif
 #include "all.h"
 #include "undo.h"

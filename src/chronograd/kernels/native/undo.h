@@ -6,6 +6,8 @@
 #undef MINIMUM
 #undef MAXIMUM
 #undef STREAM
+#undef LOAD_SOME
+#undef STORE_SOME
 #undef Vec
 #undef Int
 #undef Loose

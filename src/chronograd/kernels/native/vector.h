@@ -16,16 +16,24 @@ static INLINE void NAME(store)(REAL *to, Vec v) { *(Loose *)to = v; }
 /* The first `count` numbers only; the others read as 0. */
 static INLINE Vec NAME(load_some)(const REAL *from, int count) {
     if (count >= LANES) return load(from);
+#ifdef LOAD_SOME
+    return LOAD_SOME(from, count);
+#else
     Vec v = {0};
     for (int lane = 0; lane < count; lane++) v[lane] = from[lane];
     return v;
+#endif
 }
 static INLINE void NAME(store_some)(REAL *to, Vec v, int count) {
     if (count >= LANES) {
         store(to, v);
         return;
     }
+#ifdef STORE_SOME
+    STORE_SOME(to, count, v);
+#else
     for (int lane = 0; lane < count; lane++) to[lane] = v[lane];
+#endif
 }
 #define load_some NAME(load_some)
 #define store_some NAME(store_some)
