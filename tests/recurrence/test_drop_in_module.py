@@ -377,6 +377,18 @@ def test_inside_other_modules(kind):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.filterwarnings("ignore")  # tracing warns of itself, and of torch's own code
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_trace_is_torch_s_and_runs_without_us(kind):
+    ours, theirs = pair(kind, 3, 4, num_layers=2)
+    traced = torch.jit.trace(ours, (X,))
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    other = torch.randn(5, 2, 3, dtype=F64)
+    torch.testing.assert_close(torch.jit.load(file)(other)[0], theirs(other)[0])
+
+
 def test_no_warning_is_given_where_torch_gives_none():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

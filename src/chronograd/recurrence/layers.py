@@ -73,14 +73,16 @@ def _initial(
 
 
 def _torch_only(layer: torch.nn.RNNBase, inputs: Any) -> bool:
-    """What torch's own path serves: packed, empty, bidirectional and projected sequences.
+    """What torch's own path serves: packed, empty, bidirectional and projected sequences, and traces to be saved.
 
     Raises:
         TypeError: where the inputs are neither a tensor nor packed.
     """
     if not isinstance(inputs, Tensor | PackedSequence):
         raise TypeError(f"{type(layer).__name__}: input must be a tensor (T, B, d), not {shown(inputs)}")
-    return isinstance(inputs, PackedSequence) or inputs.numel() == 0 or layer.bidirectional or layer.proj_size > 0
+    if isinstance(inputs, PackedSequence) or torch.jit.is_tracing():
+        return True
+    return inputs.numel() == 0 or layer.bidirectional or layer.proj_size > 0
 
 
 class RNN(torch.nn.RNN):
