@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TORCH  := torch==2.13.0
 
-.PHONY: help demo test lint bench docs clean install
+.PHONY: help demo test lint sanitize bench docs clean install
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -30,6 +30,9 @@ lint: $(STAMP)   ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+sanitize: $(STAMP) ## the kernels' tests under the address and undefined-behaviour sanitizers
+	.ci/sanitize $(BIN)/python
 
 bench: $(STAMP)  ## measure, and write docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py

@@ -2,7 +2,8 @@
 
 They take the arguments and the ``state_dict`` of ``torch.nn.RNN``, ``GRU`` and ``LSTM`` and give the same numbers.
 The way back stores the states once, walks back once, and forms dL/dW_hh from all steps and rows in one product
-(E13), where torch adds up one small product for each step.
+(E13), where torch adds up one small product for each step. On a GPU and in half precision torch's own functions run
+(``torch_layers``), with gates and resets the same loop in plain torch.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ __all__ = ["GRU", "LSTM", "RNN"]
 State = tuple[Tensor, ...]
 
 
-def check_dtype(layer: torch.nn.Module, name: str, tensor: Tensor, weight: Tensor) -> None:
-    """Raise where ``tensor`` is of another dtype than the weights, which autocast alone may mix."""
+def check_dtype(
+    layer: torch.nn.Module, name: str, tensor: Tensor, weight: Tensor, kind: type[Exception] = ValueError
+) -> None:
+    """Raise ``kind`` where ``tensor`` is of another dtype than the weights, which autocast alone may mix."""
     if tensor.dtype != weight.dtype and not torch.is_autocast_enabled(tensor.device.type):
-        raise ValueError(
+        raise kind(
             f"{type(layer).__name__}: {name} is {tensor.dtype}, but the weights are {weight.dtype}; convert one of them"
         )
 
@@ -35,7 +38,7 @@ def _run(layer: torch.nn.RNNBase, kind: str, inputs: Tensor, hx: Any) -> tuple[T
     if inputs.dim() not in (2, 3):
         raise ValueError(f"{name}: expected input of 2 or 3 dimensions, (T, d) or (T, B, d), got {tuple(inputs.shape)}")
     if inputs.shape[-1] != layer.input_size:
-        raise ValueError(f"{name}: input has {inputs.shape[-1]} features, expected input_size = {layer.input_size}")
+        raise RuntimeError(f"{name}: input has {inputs.shape[-1]} features, expected input_size = {layer.input_size}")
     weights = [getattr(layer, each) for each in layer._flat_weights_names]
     check_dtype(layer, "input", inputs, weights[0])
     batched = inputs.dim() == 3
@@ -64,20 +67,22 @@ def _initial(
     for part in given:
         if tuple(part.shape) != expected:
             meaning = "(layers, batch, hidden)" if batched else "(layers, hidden) for input without a batch"
-            raise ValueError(f"{name}: hx has shape {tuple(part.shape)}, expected {meaning} = {expected}")
-        check_dtype(layer, "hx", part, weight)
+            raise RuntimeError(f"{name}: hx has shape {tuple(part.shape)}, expected {meaning} = {expected}")
+        check_dtype(layer, "hx", part, weight, RuntimeError)
     return tuple(given) if batched else tuple(part.unsqueeze(1) for part in given)
 
 
 def _torch_only(layer: torch.nn.RNNBase, inputs: Any) -> bool:
-    """What torch's own path serves: packed, empty, bidirectional and projected sequences.
+    """What torch's own path serves: packed, empty, bidirectional and projected sequences, and traces to be saved.
 
     Raises:
         TypeError: where the inputs are neither a tensor nor packed.
     """
     if not isinstance(inputs, Tensor | PackedSequence):
         raise TypeError(f"{type(layer).__name__}: input must be a tensor (T, B, d), not {shown(inputs)}")
-    return isinstance(inputs, PackedSequence) or inputs.numel() == 0 or layer.bidirectional or layer.proj_size > 0
+    if isinstance(inputs, PackedSequence) or torch.jit.is_tracing():
+        return True
+    return inputs.numel() == 0 or layer.bidirectional or layer.proj_size > 0
 
 
 class RNN(torch.nn.RNN):
@@ -88,7 +93,8 @@ class RNN(torch.nn.RNN):
     torch. Packed and bidirectional input goes through torch's own path. Elman, Cognitive Science 14, 1990.
 
     Raises:
-        ValueError: where the shape or dtype of input or state is not the layer's.
+        RuntimeError, ValueError: where the shape or dtype of input or state is not the layer's, as in torch.
+        TypeError: where they are no tensors.
 
     >>> import torch
     >>> layer, other = RNN(3, 4), torch.nn.RNN(3, 4)
@@ -115,7 +121,8 @@ class GRU(torch.nn.GRU):
         h_t = (1 - z) n + z h_{t-1}
 
     Raises:
-        ValueError: where the shape or dtype of input or state is not the layer's.
+        RuntimeError, ValueError: where the shape or dtype of input or state is not the layer's, as in torch.
+        TypeError: where they are no tensors.
 
     >>> import torch
     >>> outputs, state = GRU(3, 4, num_layers=2)(torch.randn(5, 2, 3))
@@ -142,7 +149,8 @@ class LSTM(torch.nn.LSTM):
     ``proj_size`` goes through torch's own path.
 
     Raises:
-        ValueError, TypeError: where the shape, dtype or kind of input or state is not the layer's.
+        RuntimeError, ValueError: where the shape or dtype of input or state is not the layer's, as in torch.
+        TypeError: where they are no tensors.
 
     >>> import torch
     >>> outputs, (h, c) = LSTM(3, 4)(torch.randn(5, 2, 3))

@@ -16,6 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from chronograd.kernels import Edges, run_projected
 
 from .states import RowDims, check_state, leaves, tree_map
+from .torch_layers import run_in_torch, torch_serves
 
 __all__ = ["LayerWeights", "Path", "cell_sequence", "layer_sequence", "run_cell", "run_layers"]
 
@@ -92,6 +93,8 @@ def layer_sequence(
     """Outputs (T, B, H) and final state (L, B, H) of stacked layers; overridable."""
     if has_torch_function((inputs,)):
         return handle_torch_function(layer_sequence, (inputs,), kind, inputs, initial, weights, dropout)
+    if torch_serves(kind, weights[0].recurrent):
+        return run_in_torch(kind, inputs, initial, weights, dropout)
     path = run_layers(kind, inputs, initial, weights, dropout)
     return path.outputs, path.final
 
