@@ -13,6 +13,7 @@
 #define IS_DOUBLE 0
 #define REAL float
 #define INT int32_t
+#define WORD uint32_t
 #define NAME(x) PASTE(x, ISA_NAME, float)
 #ifdef MINIMUM_FLOAT
 #define MINIMUM MINIMUM_FLOAT
@@ -31,6 +32,7 @@
 #define IS_DOUBLE 1
 #define REAL double
 #define INT int64_t
+#define WORD uint64_t
 #define NAME(x) PASTE(x, ISA_NAME, double)
 #ifdef MINIMUM_DOUBLE
 #define MINIMUM MINIMUM_DOUBLE

@@ -42,7 +42,7 @@ static INLINE Vec NAME(reduced)(Vec x, Vec *scale) {
     r = r - n * LN2_LOW;
     Vec p = all(NAME(series)[TERMS - 1]);
     UNROLL for (int term = TERMS - 2; term >= 0; term--) p = p * r + NAME(series)[term];
-    *scale = (Vec)(((Int)shifted << MANTISSA) + ONE_BITS);
+    *scale = (Vec)(((Word)shifted << MANTISSA) + ONE_BITS); /* unsigned: of what is not a number the sum overflows */
     return p * (r * r) + r;
 }
 

@@ -8,6 +8,16 @@
 
 #include "kernels.h"
 
+/* Under the address sanitizer the parts of the room have guards between them. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define GUARD 256
+#else
+#define GUARD 0
+#define ASAN_POISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#endif
+
 /* A block's projected inputs stay in the cache, but its matrix products have enough rows to run at full speed. */
 #define BLOCK_BYTES (4 << 20)
 #define BLOCK_ROWS 1024
@@ -16,7 +26,15 @@
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t aligned(int64_t bytes) { return up(bytes, 256) * 256; }
+static int64_t aligned(int64_t bytes) { return up(bytes, 256) * 256 + GUARD; }
+
+/* A part of the room of so many bytes, and on to the next one. */
+static char *part_of(char *room, int64_t *used, int64_t bytes) {
+    char *part = room ? room + *used : NULL;
+    *used += aligned(bytes);
+    if (part) ASAN_POISON_MEMORY_REGION(part + bytes, aligned(bytes) - bytes);
+    return part;
+}
 
 /* What both ways know of a layer. */
 typedef struct {
@@ -44,7 +62,7 @@ static int64_t lay_out(Walk *w, char *room) {
     const int lanes = w->table->lanes, projected = l->weight_ih != NULL, back = w->way == WAY_BACK;
     const int64_t blocks = chronograd_blocks(l->kind), size = l->size;
     int64_t bytes = 0;
-#define PLACE(name, count) (w->name = room + bytes, bytes += aligned(count))
+#define PLACE(name, count) (w->name = part_of(room, &bytes, count))
     PLACE(packed, w->diagonal ? 0 : blocks * size * up(size, lanes) * lanes * w->number);
     const int64_t panel_width = back ? l->inputs : blocks * size, panel_depth = back ? blocks * size : l->inputs;
     PLACE(panels, projected ? up(panel_width, lanes) * lanes * panel_depth * w->number : 0);
@@ -188,6 +206,9 @@ static void prepare(Walk *w) {
     w->project_depth = w->way == WAY_FORWARD ? l->inputs : chronograd_blocks(l->kind) * l->size;
 }
 
+/* The room is the caller's again. */
+static void finish(Walk *w) { ASAN_UNPOISON_MEMORY_REGION(w->layer->room, lay_out(w, NULL)); }
+
 void chronograd_forward(const Layer *l) {
     if (!l->steps || !l->rows || !l->size) return;
     Walk w = walk_of(l, WAY_FORWARD);
@@ -221,6 +242,7 @@ void chronograd_forward(const Layer *l) {
         w.packing = begin == 0;
         chronograd_team(threads_of(&w), forward, &w);
     }
+    finish(&w);
 }
 
 /* What the rows of a block were taken from: the states one step before, the initial ones before step 0. */
@@ -283,4 +305,5 @@ void chronograd_back(const Layer *l) {
         memcpy(l->bias_back, of_biases + last, (size_t)(weights - last));
         memcpy((char *)l->bias_back + weights - last, of_biases, (size_t)last);
     }
+    finish(&w);
 }

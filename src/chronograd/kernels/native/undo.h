@@ -2,6 +2,7 @@
 #undef IS_DOUBLE
 #undef REAL
 #undef INT
+#undef WORD
 #undef NAME
 #undef MINIMUM
 #undef MAXIMUM
@@ -10,6 +11,7 @@
 #undef STORE_SOME
 #undef Vec
 #undef Int
+#undef Word
 #undef Loose
 #undef LANES
 #undef load

@@ -2,9 +2,11 @@
 
 typedef REAL NAME(Vec) __attribute__((vector_size(BYTES)));
 typedef INT NAME(Int) __attribute__((vector_size(BYTES)));
+typedef WORD NAME(Word) __attribute__((vector_size(BYTES)));
 typedef REAL NAME(Loose) __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
 #define Vec NAME(Vec)
 #define Int NAME(Int)
+#define Word NAME(Word)
 #define Loose NAME(Loose)
 #define LANES ((int)(BYTES / sizeof(REAL)))
 
