@@ -192,7 +192,7 @@ def _call(layer: Layer, way: int, choice: Choice) -> None:
     native = choice.native or library()
     if native is None:
         raise RuntimeError("chronograd's compiled kernels are not built")
-    memory = room("layer", (native.chronograd_room(layer, way),))
+    memory = room(native.chronograd_room(layer, way))
     layer.room = memory.data_ptr()
     (native.chronograd_forward if way == FORWARD else native.chronograd_back)(layer)
 

@@ -1,11 +1,10 @@
 """Memory that a call needs only while it runs, kept for the next call of the same thread.
 
-Fresh pages cost as much as a tenth of a call. What is larger than ``MOST`` is not kept.
+Fresh pages cost as much as a tenth of a call. What is larger than ``MOST`` bytes is not kept.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 
 import torch
@@ -15,22 +14,19 @@ __all__ = ["MOST", "room"]
 
 MOST = 16 * 2**20
 
-_rooms = threading.local()
+_kept = threading.local()
 
 
-def room(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> Tensor:
-    """An uninitialised tensor; it is valid until the next call with this name.
+def room(size: int) -> Tensor:
+    """At least so many bytes, uninitialised; they are the caller's until the next call in this thread.
 
-    >>> room("example", (2, 3), torch.float64).shape
-    torch.Size([2, 3])
-    >>> room("example", (6,), torch.float64).data_ptr() == room("example", (1,)).data_ptr()
-    True
+    >>> first = room(48)
+    >>> first.numel() >= 48, room(8).data_ptr() == first.data_ptr()
+    (True, True)
     """
-    size = math.prod(shape) * dtype.itemsize
     if size > MOST:
-        return torch.empty(shape, dtype=dtype)
-    held = getattr(_rooms, name, None)
+        return torch.empty(size, dtype=torch.uint8)
+    held = getattr(_kept, "room", None)
     if held is None or held.numel() < size:
-        held = torch.empty(size, dtype=torch.uint8)
-        setattr(_rooms, name, held)
-    return held[:size].view(dtype).view(shape)
+        held = _kept.room = torch.empty(size, dtype=torch.uint8)
+    return held
