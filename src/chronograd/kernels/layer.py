@@ -20,9 +20,12 @@ __all__ = ["run_projected", "serves"]
 State = tuple[Tensor, ...]
 
 
-@torch.compiler.assume_constant_result
 def _built() -> bool:
     return library() is not None
+
+
+# What torch.compiler.assume_constant_result does, without its import of the whole compiler.
+_built._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def serves(kind: str, weight: Tensor, *tensors: Tensor | None) -> bool:
