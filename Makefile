@@ -31,8 +31,8 @@ lint: $(STAMP)   ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(STAMP)  ## measure, and write docs/benchmarks.md
-	$(BIN)/python benchmarks/run.py
+bench: $(STAMP)  ## measure, and write docs/benchmarks.md; JAX=PYTHON names an interpreter that has jax
+	$(BIN)/python benchmarks/run.py $(if $(JAX),--jax $(JAX))
 
 docs: $(STAMP)   ## build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
