@@ -106,7 +106,7 @@ class Limit:
         self.out = torch.empty(steps * rows, units)
         operations = 2 * steps * rows * units**2
         self.repeats = max(1, round(self.ENOUGH / operations))
-        blocks = case.torch.weight_hh_l0.shape[0] // units
+        blocks = len(dict(case.torch.named_parameters())["weight_hh_l0"]) // units
         self.wanted = 6 * steps * rows * units * (features + units) * blocks / operations
 
     def run(self) -> None:
