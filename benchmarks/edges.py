@@ -58,16 +58,18 @@ def report(rounds: int, threads: int) -> str:
             case = Case(name, shape)
             functions = {**on_kernels(case), **through_door(case)}
             took = medians(interleaved(functions, rounds, case.clear, at_least=1.0))
-            costs = [
-                took[f"{what}{door}"] / took[f"plain{door}"] for door in ("", " door") for what in ("gates", "resets")
-            ]
-            ratios.append(costs)
-            plain = (f"{1e3 * took[each]:.2f}" for each in ("plain", "plain door"))
-            before, door = plain
-            first, second, third, fourth = (f"{cost:.3f}" for cost in costs)
-            rows.append((f"cg.{name}: {shape}", before, first, second, door, third, fourth))
-    means = [f"{geometric_mean(column):.3f}" for column in zip(*ratios)]
-    rows.append(("geometric mean", "", *means[:2], "", *means[2:]))
+            cells = [f"cg.{name}: {shape}"]
+            for door in ("", " door"):
+                plain = took[f"plain{door}"]
+                costs = [took[f"{what}{door}"] / plain for what in ("gates", "resets")]
+                cells += [f"{1e3 * plain:.2f}", *(f"{cost:.2f}" for cost in costs)]
+                ratios.append((door, *costs))
+            rows.append(cells)
+    means = []
+    for door in ("", " door"):
+        columns = list(zip(*((gates, resets) for whose, gates, resets in ratios if whose == door)))
+        means += ["", *(f"{geometric_mean(column):.2f}" for column in columns)]
+    rows.append(["geometric mean", *means])
     headings = ("layer: steps, rows, features, units", "layer, ms", "with gates", "with resets")
     headings += ("value_and_grad, ms", "with gates", "with resets")
     return (

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from quotes import requoted
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 README = ROOT / "README.md"
+THREADING = ("GOMP", "KMP", "MKL", "OMP", "ONEDNN")
 
 
 def machine() -> str:
@@ -32,7 +34,10 @@ def machine() -> str:
     if cpuinfo.exists():
         models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = f"{models[0]}, {len(models)} logical cores" if models else name
-    return f"{name}; {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+    about = f"{name}; {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+    # What changes how threads wait and how many there are.
+    chosen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.split("_")[0] in THREADING]
+    return ", ".join([about, *chosen])
 
 
 def main() -> None:
