@@ -34,8 +34,8 @@ lint: $(STAMP)   ## ruff and pyright
 sanitize: $(STAMP) ## the kernels' tests under the address and undefined-behaviour sanitizers
 	.ci/sanitize $(BIN)/python
 
-bench: $(STAMP)  ## measure, and write docs/benchmarks.md
-	$(BIN)/python benchmarks/run.py
+bench: $(STAMP)  ## measure, and write docs/benchmarks.md; JAX=PYTHON names an interpreter that has jax
+	$(BIN)/python benchmarks/run.py $(if $(JAX),--jax $(JAX))
 
 docs: $(STAMP)   ## build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -10,6 +10,7 @@ from functools import partial
 from statistics import median
 
 import torch
+from cases import differ
 from timing import interleaved, markdown
 from torch import Tensor, nn
 
@@ -66,12 +67,8 @@ def in_one_call(model: Model, chunks: Tensor) -> None:
 
 
 def difference(ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]]) -> float:
-    """The largest difference of a gradient's entries, relative to the largest entry of that gradient."""
-    return max(
-        float((one[name] - other[name]).abs().max() / other[name].abs().max())
-        for one, other in zip(ours, theirs)
-        for name in other
-    )
+    """The largest difference (``differ``) of any chunk's gradients."""
+    return max(map(differ, ours, theirs))
 
 
 def report(rounds: int) -> str:

@@ -1,21 +1,30 @@
-"""Measure, and write ``docs/benchmarks.md``: ``make bench``.
+"""Measure, print, and write ``docs/benchmarks.md`` and what README.md quotes from it: ``make bench``.
 
-``--quick`` takes three rounds instead of eleven: to see that everything runs, not to quote.
+``--quick`` takes three rounds instead of nine: to see that everything runs, not to quote.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
 import detach_loop
+import diagonal
+import edges
 import layers
 import startup
 import torch
 import windows
+from quotes import requoted
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
+THREADING = ("GOMP", "KMP", "MKL", "OMP", "ONEDNN")
 
 
 def machine() -> str:
@@ -25,32 +34,56 @@ def machine() -> str:
     if cpuinfo.exists():
         models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = f"{models[0]}, {len(models)} logical cores" if models else name
-    return (
-        f"{name}; torch threads {torch.get_num_threads()}; {platform.system()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}"
-    )
+    about = f"{name}; {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+    # What changes how threads wait and how many there are.
+    chosen = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.split("_")[0] in THREADING]
+    return ", ".join([about, *chosen])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of eleven")
+    parser.add_argument("--quick", action="store_true", help="three rounds instead of nine")
     parser.add_argument("--output", type=Path, default=PAGE, help="the page to write (default: docs/benchmarks.md)")
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads; one is disturbed least (default: 1)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="for the layers (default: torch's)"
+    )
+    parser.add_argument("--jax", metavar="PYTHON", help="an interpreter that has jax (default: this one, if it has)")
+    parser.add_argument("--only", metavar="PART,...", help="only print these parts: layers, edges, diagonal, ...")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    rounds = 3 if arguments.quick else 11
+    rounds, threads = 3 if arguments.quick else 9, arguments.threads
     torch.set_flush_denormal(True)
-    parts = []
-    for part in (detach_loop, layers, windows, startup):
-        print(f"{part.__name__} ...", flush=True)
-        parts.append(part.report(rounds))
+    every: dict[str, Callable[[], str]] = {
+        "layers": lambda: layers.report(rounds, threads, arguments.jax),
+        "edges": lambda: edges.report(rounds, threads),
+        "diagonal": lambda: diagonal.report(rounds, threads),
+        "detach_loop": lambda: detach_loop.report(rounds),
+        "windows": lambda: windows.report(rounds),
+        "startup": lambda: startup.report(rounds),
+    }
+    parts = [_measured(name, every[name]) for name in (arguments.only or ",".join(every)).split(",")]
+    if arguments.only:
+        return
     head = (
         "# Benchmarks\n\n"
-        f"Written by `make bench`. {machine()}. Every figure is the median of {rounds} rounds in which the things "
-        "compared take turns; other work on the machine moves times, and ratios less."
+        f"Written by `make bench`. {machine()}. Every figure is the median of at least {rounds} rounds in which the "
+        f"things compared take turns; other work on the machine moves times, and ratios less. Layers, gates and the "
+        f"diagonal recurrence on {threads} threads, the other parts on one, which is disturbed least."
     )
-    arguments.output.write_text("\n\n".join([head, *parts]) + "\n", encoding="utf-8")
+    page = "\n\n".join([head, *parts]) + "\n"
+    arguments.output.write_text(page, encoding="utf-8")
     print(f"wrote {arguments.output}")
+    if arguments.output == PAGE:
+        README.write_text(requoted(README.read_text(encoding="utf-8"), page), encoding="utf-8")
+
+
+def _measured(name: str, report: Callable[[], str]) -> str:
+    """A part of the page, printed as soon as it is there."""
+    start = perf_counter()
+    # The layers' parts choose their own number.
+    torch.set_num_threads(1)
+    part = report()
+    print(f"{part}\n\n({name}: {perf_counter() - start:.0f} s)\n", flush=True)
+    return part
 
 
 if __name__ == "__main__":

@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean, median
 from time import perf_counter
 
-__all__ = ["inside", "interleaved", "markdown", "whole_process"]
+__all__ = ["geometric_mean", "inside", "interleaved", "markdown", "medians", "whole_process"]
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], rounds: int, before: Callable[[], object] = lambda: None
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    before: Callable[[], object] = lambda: None,
+    at_least: float = 0.0,
+    warm: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds of each function in every round; the functions take turns, so that a slow moment meets them all.
 
-    ``before`` runs ahead of each call and is not timed.
+    ``before`` runs ahead of each call and is not timed. A function that times itself (in another process) returns its
+    seconds. Where the rounds are over before ``at_least`` seconds are, there are more, up to five times as many.
+    Each function runs once before the first round, unless all are ``warm``.
     """
-    for function in functions.values():
+    for function in () if warm else functions.values():
         before()
         function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
+    begun, done = perf_counter(), 0
+    while done < rounds or (done < 5 * rounds and perf_counter() - begun < at_least):
         for name, function in functions.items():
             before()
             start = perf_counter()
-            function()
-            seconds[name].append(perf_counter() - start)
+            own = function()
+            seconds[name].append(own if isinstance(own, float) else perf_counter() - start)
+        done += 1
     return seconds
+
+
+def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The median of each function's seconds."""
+    return {name: median(each) for name, each in seconds.items()}
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The mean that suits ratios.
+
+    >>> geometric_mean([0.5, 2.0])
+    1.0
+    """
+    return math.exp(fmean(map(math.log, values)))
 
 
 def whole_process(arguments: Sequence[str], rounds: int) -> float:
