@@ -23,7 +23,7 @@ from .modes import Mode, Reverse
 from .modes.gated import gated_unroll
 from .modes.tally import Tally
 from .recurrence.adapters import Recurrence, adapt
-from .recurrence.contract import check_call, explain_foreign_state
+from .recurrence.contract import explain_failure
 from .recurrence.states import detach, leaves, tree_map
 from .stretch import Stretch, explain_not_finite, lay_losses, lay_stretch
 from .support import refuse
@@ -114,7 +114,7 @@ def value_and_grad(
     tally = Tally(parameters, [past, stretch.piece.inputs], segment.state)
     run = Run(recurrence, losses, 1 / weight if weight else 0.0, tally)
     advance = advance_gated if truncation.primitive == "gates" else advance_spanned
-    with torch.enable_grad(), explain_foreign_state(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
+    with torch.enable_grad(), explain_failure(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
         carry = advance(run, stretch, truncation)
     gradient = _result(
         tally, weight, stretch.piece, past, segment if wrt_inputs and segment.start == 0 else None, wrt_inputs
@@ -164,7 +164,7 @@ def unroll(
     plan = truncation.plan(stretch.place)
     assert isinstance(plan, GatePlan)
     history, parts, keep = gate_parts(stretch, plan)
-    with explain_foreign_state(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
+    with explain_failure(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
         outputs, before, final, ran = gated_unroll(recurrence, history, segment.state, parts)
     if not _finite(leaves(final)):
         explain_not_finite(stretch.piece)
@@ -179,7 +179,6 @@ def _adapt(model: nn.Module, stretch: Stretch, truncation: Truncation, mode: Mod
     ):
         if not isinstance(value, kind):
             raise TypeError(f"{door}: {name} must be a {kind.__name__} such as {example}, not {value!r:.80}")
-    check_call(model, stretch.piece.inputs)
     recurrence = adapt(model, stretch.piece.inputs)
     # Layers can do whatever opaque models can; telling them apart takes a run, so it waits until it matters.
     refuse(truncation, mode, "whole" if recurrence.hides else "opaque", recurrence.hides, door)
