@@ -58,7 +58,7 @@ def _between_cuts(run: Run, stretch: Stretch, plan: GatePlan) -> Carry | None:
     Chunks are windows (k, k). A model that draws random numbers is left to the gates, which run every step once.
     """
     several = bool((plan.gates[1:] == 0).all(1).any())
-    if not several or stretch.piece.valid.shape[1] > run.recurrence.few_rows or run.recurrence.draws:
+    if not several or not run.recurrence.gains(stretch.piece.valid.shape[1]) or run.recurrence.draws:
         return None
     stretch = replace(stretch, piece=replace(stretch.piece, gates=plan.gates))
     segment = stretch.carry.segment
