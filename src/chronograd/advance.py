@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .carry import Carry, Piece, Segment
-from .modes.gated import gated_gradient
+from .modes.gated import NewSteps, gated_gradient
 from .modes.lags import lag_cotangents
 from .modes.losses import Losses
 from .modes.replay import merge, ran, restore, snapshot, split, split_at, stack_pieces
@@ -22,11 +22,11 @@ from .modes.tally import Tally
 from .modes.windows import Reach, between_cuts, span_gradient, visit_states
 from .recurrence.adapters import Recurrence
 from .recurrence.quiet import keep_buffers
-from .stretch import Stretch
+from .stretch import Stretch, begun_after
 from .truncation import AdaptiveTruncation, Full, GatePlan, SpanPlan, Truncation
 from .truncation.adaptive import LagStatistics
 
-__all__ = ["Run", "advance_gated", "advance_spanned", "gate_parts", "handed_on"]
+__all__ = ["Run", "advance_gated", "advance_spanned", "gate_parts", "handed_on", "under"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,13 @@ def advance_gated(run: Run, stretch: Stretch, truncation: Truncation) -> Carry:
     assert isinstance(plan, GatePlan)
     if found := _between_cuts(run, stretch, plan):
         return found
+    inner = plan.gated[1:] if plan.cuts[:1] == (0,) else plan.gated
+    if plan.reach or inner:  # a cut before the first step needs no gate: the state is detached there
+        stretch = under(stretch, plan)
     history, parts, keep = gate_parts(stretch, plan)
+    new = NewSteps(parts, keep - stretch.carry.stream.position, plan.gated, plan.cuts, run.losses)
     before, final, done = gated_gradient(
-        run.recurrence, history, stretch.carry.segment.state, parts, run.losses, run.scale, run.tally
+        run.recurrence, history, stretch.carry.segment.state, new, run.scale, run.tally
     )
     return handed_on(stretch, plan.since, [*history, *done], before, final, keep)
 
@@ -57,10 +61,10 @@ def _between_cuts(run: Run, stretch: Stretch, plan: GatePlan) -> Carry | None:
 
     Chunks are windows (k, k). A model that draws random numbers is left to the gates, which run every step once.
     """
-    several = bool((plan.gates[1:] == 0).all(1).any())
-    if not several or stretch.piece.valid.shape[1] > run.recurrence.few_rows or run.recurrence.draws:
+    several = any(cut > 0 for cut in plan.cuts)
+    if not several or not run.recurrence.gains(stretch.piece.rows) or run.recurrence.draws:
         return None
-    stretch = replace(stretch, piece=replace(stretch.piece, gates=plan.gates))
+    stretch = under(stretch, plan)
     segment = stretch.carry.segment
     whole = _whole(stretch)
     spans = between_cuts(whole, whole.steps - stretch.piece.steps)
@@ -77,19 +81,23 @@ def _between_cuts(run: Run, stretch: Stretch, plan: GatePlan) -> Carry | None:
     return _spanned(run, stretch, whole, spans, keep, plan.since, *path)
 
 
+def under(stretch: Stretch, plan: GatePlan) -> Stretch:
+    """The stretch under the plan's gates."""
+    return replace(stretch, piece=replace(stretch.piece, gates=plan.gates))
+
+
 def gate_parts(stretch: Stretch, plan: GatePlan) -> tuple[list[Piece], list[Piece], int]:
-    """The open segment and the new steps under the plan's gates, split where the next segment begins; its position."""
-    piece = replace(stretch.piece, gates=plan.gates)
+    """The open segment and the new steps, split where the next segment begins under the plan; its position."""
+    piece = stretch.piece
     keep = _kept_from(stretch, plan)
-    at, segment = keep - stretch.place.position, stretch.carry.segment
+    at, segment = keep - stretch.carry.stream.position, stretch.carry.segment
     parts = list(split(piece, at)) if 0 < at < piece.steps else [piece]
     return split_at(segment.pieces, keep - segment.start), parts, keep
 
 
 def _kept_from(stretch: Stretch, plan: GatePlan) -> int:
     """The first position that later losses can reach under the plan's gates."""
-    end = stretch.place.position + stretch.piece.steps
-    return end - int(plan.since[plan.open].max()) if bool(plan.open.any()) else end
+    return stretch.carry.stream.position + stretch.piece.steps - plan.reach
 
 
 def handed_on(
@@ -117,7 +125,7 @@ def handed_on(
         carry.stream,
         position=end,
         since=since,
-        begun=carry.stream.begun | stretch.piece.valid.any(0),
+        begun=stretch.begun,
         state=final,
         warned=carry.stream.warned or bool(carry.segment.pieces),
     )
@@ -144,10 +152,11 @@ def advance_spanned(run: Run, stretch: Stretch, truncation: Truncation) -> Carry
         position = carry.stream.position
         decision = truncation.next_decision(position)
         end = min(piece.steps, begin + decision - position)
-        part = Stretch(carry, split(split(piece, end)[0], begin)[1] if (begin, end) != (0, piece.steps) else piece)
+        steps = split(split(piece, end)[0], begin)[1] if (begin, end) != (0, piece.steps) else piece
+        part = Stretch(carry, steps, begun_after(carry.stream, steps.valid))
         losses = run.losses[begin:end]
         # Measuring looks at past losses again, so their targets and weights stay with the steps.
-        weights = torch.where(losses.used, losses.weights, 0)
+        weights = losses.weights if losses.used is None else torch.where(losses.used, losses.weights, 0)
         part = replace(part, piece=replace(part.piece, targets=losses.targets, weights=weights))
         plan = truncation.plan(part.place, carry.truncation.get("look_back"))
         asks = truncation if begin + decision - position == end else None
@@ -213,8 +222,9 @@ def _measure(run: Run, whole: Piece, states: dict[int, Any], sampled: list[int],
     """Norms of the sampled losses' cotangents by lag, as the adaptive rule wants them; None where no loss counts."""
     if whole.weights is None:  # the window began under another truncation, which kept no targets
         return None
-    losses = Losses(run.losses.loss_fn, whole.targets, whole.weights, whole.valid & (whole.weights > 0))
-    used = losses.used[torch.tensor(sampled)]
+    counted = whole.weights > 0 if whole.valid is None else whole.valid & (whole.weights > 0)
+    losses = Losses(run.losses.loss_fn, whole.targets, whole.weights, counted)
+    used = counted[torch.tensor(sampled)]
     if not bool(used.any()):
         return None
     found = lag_cotangents(run.recurrence, whole, states, sampled, losses, depth)

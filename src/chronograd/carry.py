@@ -41,13 +41,14 @@ class Stream:
 class Piece:
     """Steps that can be run again: inputs (T, B, ...), what happened on their edges, the random state they began with.
 
+    ``reset`` is None where no row starts anew, ``valid`` where every row goes on to the end.
     ``targets`` and ``weights`` are kept only where the truncation measures past losses.
     """
 
     inputs: Any
     gates: Tensor
-    reset: Tensor
-    valid: Tensor
+    reset: Tensor | None
+    valid: Tensor | None
     random: list[Tensor]
     targets: Any = None
     weights: Tensor | None = None
@@ -55,6 +56,10 @@ class Piece:
     @property
     def steps(self) -> int:
         return self.gates.shape[0]
+
+    @property
+    def rows(self) -> int:
+        return self.gates.shape[1]
 
     @property
     def nbytes(self) -> int:

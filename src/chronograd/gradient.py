@@ -7,7 +7,7 @@ hand on a new carry.
 
 from __future__ import annotations
 
-import math
+import cmath
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .advance import Run, advance_gated, advance_spanned, gate_parts, handed_on
+from .advance import Run, advance_gated, advance_spanned, gate_parts, handed_on, under
 from .carry import Carry, Piece, Segment
 from .estimate import Gradient
 from .modes import Mode, Reverse
 from .modes.gated import gated_unroll
 from .modes.tally import Tally
 from .recurrence.adapters import Recurrence, adapt
-from .recurrence.contract import check_call, explain_foreign_state
+from .recurrence.contract import explain_failure
 from .recurrence.states import detach, leaves, tree_map
 from .stretch import Stretch, explain_not_finite, lay_losses, lay_stretch
 from .support import refuse
@@ -105,8 +105,8 @@ def value_and_grad(
             "take gradient.state (wrt_inputs=True), or let the model make it from its parameters where state is None"
         )
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    losses = lay_losses(loss_fn, targets, weights, stretch.piece.valid, parameters.values())
-    weight = float(losses.weights[losses.used].sum(dtype=torch.float64))
+    losses = lay_losses(loss_fn, targets, weights, stretch.piece, parameters.values())
+    weight = losses.weight
     if wrt_inputs:
         segment = replace(segment, state=_as_leaves(segment.state), pieces=tuple(map(_with_leaves, segment.pieces)))
         stretch = replace(stretch, carry=replace(stretch.carry, segment=segment), piece=_with_leaves(stretch.piece))
@@ -114,12 +114,13 @@ def value_and_grad(
     tally = Tally(parameters, [past, stretch.piece.inputs], segment.state)
     run = Run(recurrence, losses, 1 / weight if weight else 0.0, tally)
     advance = advance_gated if truncation.primitive == "gates" else advance_spanned
-    with torch.enable_grad(), explain_foreign_state(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
+    with torch.enable_grad(), explain_failure(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
         carry = advance(run, stretch, truncation)
     gradient = _result(
         tally, weight, stretch.piece, past, segment if wrt_inputs and segment.start == 0 else None, wrt_inputs
     )
-    if not _finite([gradient.loss, *gradient.grads.values()]):
+    data = leaves([stretch.piece.inputs, losses.targets])  # less to read than the gradients, and finite nearly always
+    if not _finite(data) and not _finite([gradient.loss, *gradient.grads.values()]):
         explain_not_finite(stretch.piece, losses)
     return gradient, _sealed(carry)
 
@@ -163,8 +164,8 @@ def unroll(
     segment = stretch.carry.segment
     plan = truncation.plan(stretch.place)
     assert isinstance(plan, GatePlan)
-    history, parts, keep = gate_parts(stretch, plan)
-    with explain_foreign_state(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
+    history, parts, keep = gate_parts(under(stretch, plan), plan)
+    with explain_failure(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
         outputs, before, final, ran = gated_unroll(recurrence, history, segment.state, parts)
     if not _finite(leaves(final)):
         explain_not_finite(stretch.piece)
@@ -179,12 +180,11 @@ def _adapt(model: nn.Module, stretch: Stretch, truncation: Truncation, mode: Mod
     ):
         if not isinstance(value, kind):
             raise TypeError(f"{door}: {name} must be a {kind.__name__} such as {example}, not {value!r:.80}")
-    check_call(model, stretch.piece.inputs)
     recurrence = adapt(model, stretch.piece.inputs)
     # Layers can do whatever opaque models can; telling them apart takes a run, so it waits until it matters.
     refuse(truncation, mode, "whole" if recurrence.hides else "opaque", recurrence.hides, door)
     piece, stream = stretch.piece, stretch.carry.stream
-    if recurrence.hides and (stream.position or bool(piece.reset.any()) or not bool(piece.valid.all())):
+    if recurrence.hides and (stream.position or piece.reset is not None or piece.valid is not None):
         raise ValueError(
             f"{door}: {recurrence.hides}, so its steps cannot be told apart, and resets, lengths and carries have no "
             "meaning for it; give whole sequences of one length, each in one call without a carry"
@@ -217,9 +217,8 @@ def _result(
 
 
 def _finite(tensors: list[Tensor]) -> bool:
-    """Whether no tensor holds NaN or infinity; one number is read for all."""
-    sums = [x.detach().sum().abs().float() for x in tensors if x.is_floating_point() or x.is_complex()]
-    return not sums or math.isfinite(float(torch.stack([each.to(sums[0].device) for each in sums]).sum()))
+    """Whether no tensor holds NaN or infinity; one number is read for each."""
+    return all(cmath.isfinite(x.detach().sum().item()) for x in tensors if x.is_floating_point() or x.is_complex())
 
 
 def _as_leaves(tree: Any) -> Any:

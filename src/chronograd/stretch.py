@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from .carry import Carry, Piece, whole_seed
+from .carry import Carry, Piece, Stream, whole_seed
 from .modes.losses import Losses
 from .recurrence.contract import WatchedLoss, shown
 from .recurrence.states import leaves, tree_map
@@ -26,10 +26,14 @@ __all__ = ["Stretch", "explain_not_finite", "lay_losses", "lay_stretch"]
 
 @dataclass(frozen=True)
 class Stretch:
-    """One call's steps: the ``piece`` to run, its gates still 1, and the ``carry`` of the stream it goes on with."""
+    """One call's steps: the ``piece`` to run, its gates still 1, and the ``carry`` of the stream it goes on with.
+
+    ``begun`` (B,) bool are the rows that have had a valid step when it is over.
+    """
 
     carry: Carry
     piece: Piece
+    begun: Tensor
 
     @property
     def place(self) -> Place:
@@ -73,32 +77,39 @@ def lay_stretch(
             "in dimension 1; a stream keeps its rows (rows that ended have length 0)"
         )
     valid = _valid(lengths, steps, rows)
-    fresh = stream.state is None
-    starts = _resets(reset, valid)
-    # From state=None every row starts anyway; later, rows that have had no valid step yet start with their first.
-    starts[0] = False if fresh else starts[0] | (valid[0] & ~stream.begun)
+    begun = bool(stream.begun.all())
+    late = None if begun or stream.state is None else ~stream.begun
+    starts = _resets(reset, (steps, rows), valid, late)
+    if starts is not None:
+        starts[0] &= stream.state is not None  # from state=None every row starts anyway
+        starts = starts if bool(starts.any()) else None
     gates = torch.ones(steps, rows, dtype=torch.float64)
-    piece = Piece(_fill_padding(inputs, valid), gates, starts, valid, [])
+    piece = Piece(inputs if valid is None else _fill_padding(inputs, valid), gates, starts, valid, [])
     if stream.seed is None and isinstance(truncation, Truncation) and truncation.random:
         carry = replace(carry, stream=replace(stream, seed=int(torch.randint(2**62, ()))))
-    return Stretch(carry, piece)
+    return Stretch(carry, piece, stream.begun if begun else begun_after(stream, valid))
+
+
+def begun_after(stream: Stream, valid: Tensor | None) -> Tensor:
+    """The rows (B,) that have had a valid step after steps of which these are ``valid``."""
+    return torch.ones_like(stream.begun) if valid is None else stream.begun | valid.any(0)
 
 
 def lay_losses(
     loss_fn: Callable[[Any, Any], Tensor],
     targets: Any,
     weights: Tensor | None,
-    valid: Tensor,
+    piece: Piece,
     parameters: Iterable[Tensor],
 ) -> Losses:
-    """Check a call's targets and weights, and lay out its losses.
+    """Check a call's targets and weights, and lay out the losses of its ``piece``.
 
     ``parameters`` are the model's trainable ones: a loss that depends on others is refused when it is first computed.
 
     Raises:
         TypeError, ValueError: in one line each.
     """
-    shape = tuple(valid.shape)
+    shape = (piece.steps, piece.rows)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (T, B), not {type(loss_fn).__name__}")
     loss_fn = WatchedLoss(loss_fn, parameters)
@@ -116,7 +127,7 @@ def lay_losses(
                 f"({shape[0]}, {shape[1]}, ...)"
             )
     if weights is None:
-        return Losses(loss_fn, targets, torch.ones(shape), valid)
+        return Losses(loss_fn, targets, torch.ones(shape), piece.valid)
     if not isinstance(weights, Tensor) or tuple(weights.shape) != shape or weights.is_complex():
         raise ValueError(f"weights must be a real tensor of shape (T, B) = {shape}, not {shown(weights)}")
     weights = weights.detach().cpu()
@@ -126,7 +137,8 @@ def lay_losses(
         raise ValueError(
             f"weights must be finite and not negative; that of step {t}, row {b} is {float(weights[t, b])}"
         )
-    return Losses(loss_fn, targets, weights, valid & (weights > 0))
+    used = weights > 0 if piece.valid is None else piece.valid & (weights > 0)
+    return Losses(loss_fn, targets, weights, None if bool(used.all()) else used)
 
 
 def explain_not_finite(piece: Piece, losses: Losses | None = None) -> None:
@@ -147,7 +159,7 @@ def explain_not_finite(piece: Piece, losses: Losses | None = None) -> None:
                 if leaf.dim() > 2
                 else ~torch.isfinite(leaf).cpu()
             )
-            bad = bad & counts
+            bad = bad if counts is None else bad & counts
             if bool(bad.any()):
                 t, b = _first(bad)
                 raise ValueError(
@@ -158,7 +170,8 @@ def explain_not_finite(piece: Piece, losses: Losses | None = None) -> None:
 
 def _shape(inputs: Any) -> tuple[int, int]:
     flat = leaves(inputs)
-    for leaf in pytree.tree_leaves(inputs, is_leaf=lambda part: isinstance(part, PackedSequence)):
+    nested = [] if isinstance(inputs, Tensor) else _parts(inputs)
+    for leaf in nested:
         if isinstance(leaf, PackedSequence):
             raise TypeError(
                 "inputs hold a PackedSequence, whose rows are interleaved; unpack it with pad_packed_sequence and give "
@@ -182,9 +195,14 @@ def _shape(inputs: Any) -> tuple[int, int]:
     return steps, rows
 
 
-def _valid(lengths: Tensor | None, steps: int, rows: int) -> Tensor:
+def _parts(inputs: Any) -> list[Any]:
+    return pytree.tree_leaves(inputs, is_leaf=lambda part: isinstance(part, PackedSequence))
+
+
+def _valid(lengths: Tensor | None, steps: int, rows: int) -> Tensor | None:
+    """The valid entries (T, B); None where all are."""
     if lengths is None:
-        return torch.ones(steps, rows, dtype=torch.bool)
+        return None
     try:
         lengths = torch.as_tensor(lengths).cpu()
     except (TypeError, ValueError, RuntimeError):  # text, or lists of no one shape
@@ -198,29 +216,34 @@ def _valid(lengths: Tensor | None, steps: int, rows: int) -> Tensor:
             f"lengths says {int(lengths[row])} for row {row}, but the inputs have {steps} steps "
             f"(0..{steps} is possible)"
         )
-    return torch.arange(steps).unsqueeze(1) < lengths
+    return None if bool((lengths == steps).all()) else torch.arange(steps).unsqueeze(1) < lengths
 
 
-def _resets(reset: Tensor | None, valid: Tensor) -> Tensor:
-    if reset is None:
-        return torch.zeros_like(valid)
-    if not isinstance(reset, Tensor) or reset.dtype != torch.bool or reset.shape != valid.shape:
-        raise ValueError(
-            f"reset must be a bool tensor of shape (T, B) = {tuple(valid.shape)}, True where a row starts anew, "
-            f"not {shown(reset)}"
-        )
-    reset = reset.detach().cpu()
-    if bool((reset & ~valid).any()):
-        t, b = _first(reset & ~valid)
-        raise ValueError(
-            f"reset marks step {t} of row {b}, which lies beyond that row's length; mark the first step that is taken"
-        )
-    return reset.clone()
+def _resets(reset: Tensor | None, shape: tuple[int, int], valid: Tensor | None, late: Tensor | None) -> Tensor | None:
+    """Where rows start anew; None where no one asks for it. Rows that are ``late`` have had no valid step yet, and
+    start with their first.
+    """
+    starts = None
+    if reset is not None:
+        if not isinstance(reset, Tensor) or reset.dtype != torch.bool or tuple(reset.shape) != shape:
+            raise ValueError(
+                f"reset must be a bool tensor of shape (T, B) = {shape}, True where a row starts anew, "
+                f"not {shown(reset)}"
+            )
+        starts = reset.detach().cpu().clone()
+        if valid is not None and bool((starts & ~valid).any()):
+            t, b = _first(starts & ~valid)
+            raise ValueError(
+                f"reset marks step {t} of row {b}, which lies beyond that row's length; mark the first step that is "
+                "taken"
+            )
+    if late is not None:
+        starts = torch.zeros(shape, dtype=torch.bool) if starts is None else starts
+        starts[0] |= late if valid is None else late & valid[0]
+    return starts
 
 
 def _fill_padding(inputs: Any, valid: Tensor) -> Any:
-    if bool(valid.all()):
-        return inputs
     found = valid.nonzero()
 
     def fill(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from chronograd.recurrence.contract import (
     check_call,
     check_pair,
     describe,
-    explain_foreign_state,
+    explain_failure,
     shown,
 )
 from oracle import Deep, Delayed, Opaque, squared
@@ -110,7 +110,7 @@ def test_the_state_of_another_model(make, state, message):
     model = make()
     call = adapt(model, X).call
     before, modes = torch.get_rng_state(), [module.training for module in model.modules()]
-    with pytest.raises(ValueError) as caught, explain_foreign_state(model, call, X, state):
+    with pytest.raises(ValueError) as caught, explain_failure(model, call, X, state):
         call(X, state)
     one_line(caught, "the carry's state " + (message if message.startswith("is") else ""))
     one_line(caught, message)
@@ -132,14 +132,14 @@ def test_other_faults_pass_through():
 
     h = torch.zeros(1, 2, 3)
     for model, state in ((nn.GRU(2, 3), h), (nn.GRU(2, 3), None), (Growing(), X), (Delayed(), h), (nn.Linear(2, 2), H)):
-        with pytest.raises(KeyError, match="theirs"), explain_foreign_state(model, model, X, state):
+        with pytest.raises(KeyError, match="theirs"), explain_failure(model, model, X, state):
             fault()
 
 
 def test_nothing_runs_where_nothing_fails():
     model = Opaque()
     model.register_forward_hook(lambda *_: pytest.fail("the model was run"))
-    with explain_foreign_state(model, model, X, H):
+    with explain_failure(model, model, X, H):
         pass
 
 

@@ -7,10 +7,12 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_structure
 
 from chronograd.recurrence.states import RowDims, check_state, detach, find_row_dims, gate, leaves, tree_map
 
 Pair = namedtuple("Pair", "h c")
+H = torch.ones(2)
 
 
 def test_gate_is_the_identity_forward_and_xi_back():
@@ -116,3 +118,14 @@ def test_states_that_gates_cannot_reach():
         check_state((torch.zeros(1), {1}))
     with pytest.raises(TypeError, match="^the given state holds a ndarray"):
         check_state({"h": np.zeros(2)}, "the given state")
+
+
+@pytest.mark.parametrize(
+    "tree", [H := torch.ones(2), None, 3, (H, None), [H, (H, "a")], {"b": H, "a": [H]}, Pair(H, (H,))]
+)
+def test_nestings_are_walked_as_torchs_pytree_walks_them(tree):
+    found = leaves(tree)
+    assert all(a is b for a, b in zip(found, [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]))
+    doubled = tree_map(lambda x: 2 * x, tree)
+    assert tree_structure(doubled) == tree_structure(tree)
+    assert [int(leaf.sum()) for leaf in leaves(doubled)] == [4] * len(found)

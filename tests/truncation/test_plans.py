@@ -81,6 +81,23 @@ def test_random_gates_follow_the_rule_and_never_the_call_boundaries(seed, tail, 
     assert torch.equal(second.since, whole.since)
 
 
+@given(
+    st.sampled_from([cg.Full(), cg.Chunks(1), cg.Chunks(3), cg.Window(4, 2), cg.RandomTruncation(2)]),
+    st.integers(0, 7),
+    st.integers(1, 9),
+    st.sets(st.integers(0, 8), max_size=2),
+)
+def test_what_a_plan_says_of_its_gates_is_what_they_are(truncation, position, steps, resets):
+    reset = torch.zeros(steps, 2, dtype=torch.bool)
+    reset[[step for step in resets if step < steps], 0] = True
+    plan = truncation.plan(place(position, steps, reset=reset))
+    assert plan.gates.shape == (steps, 2) and plan.gates.dtype == torch.float64
+    assert list(plan.gated) == [t for t in range(steps) if bool((plan.gates[t] != 1).any())]
+    assert list(plan.cuts) == [t for t in range(steps) if bool((plan.gates[t] == 0).all())]
+    following = truncation.plan(place(position + steps, 1, since=plan.since)).gates[0]
+    assert plan.reach == max(int(since) if gate else 0 for since, gate in zip(plan.since, following))
+
+
 def test_draws_are_uniform_and_differ_by_seed_position_and_row():
     from chronograd.truncation.draws import uniforms
 

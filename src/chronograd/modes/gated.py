@@ -7,9 +7,10 @@ stretch for the others. So regular truncation keeps the memory of a chunk, not o
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,51 +22,67 @@ from chronograd.recurrence.adapters import Recurrence
 from chronograd.recurrence.states import detach, tree_map
 
 from .losses import Losses
-from .replay import edges_of, ran, replay, snapshot, split
+from .replay import device_of, edges_of, ran, replay, snapshot, split
 from .tally import Tally, saved_bytes
 
-__all__ = ["GROUP_BYTES", "gated_gradient", "gated_unroll"]
+__all__ = ["GROUP_BYTES", "NewSteps", "gated_gradient", "gated_unroll"]
 
 GROUP_BYTES = 128 * 2**20
 STEPS = 128
+
+
+@dataclass(frozen=True)
+class NewSteps:
+    """The steps of a call and their ``losses``, in one piece or split where the carry will begin: at step
+    ``open_from``, beyond their end where nothing stays open.
+
+    Before the steps ``gated`` some gate is not 1, before the ``cuts`` among them every row is cut; both ascending.
+    """
+
+    parts: Sequence[Piece]
+    open_from: int
+    gated: Sequence[int]
+    cuts: Sequence[int]
+    losses: Losses
 
 
 def gated_gradient(
     recurrence: Recurrence,
     history: Sequence[Piece],
     state: Any,
-    parts: Sequence[Piece],
-    losses: Losses,
+    new: NewSteps,
     scale: float,
     tally: Tally,
 ) -> tuple[list[Any], Any, list[Piece]]:
-    """Add the gradient of the losses on ``parts`` to ``tally``.
+    """Add the gradient of the new steps' losses to ``tally``.
 
     Args:
         history: pieces whose steps the losses can still reach, with ``state`` before them.
-        parts: the new steps, in one piece or split where the carry will begin.
-        losses: of all new steps.
+        new: the steps to take the losses of.
 
     Returns:
-        The states before every piece of history and parts, the final state, and the parts with their random states.
+        The states before every piece of history and of the new steps, the final state, and the new pieces, those that
+        stay open with their random states.
     """
     before, state = replay(recurrence, history, state)
     done, offset, pending = [], 0, None
-    for part in parts:
-        random = snapshot()
+    for part in new.parts:
+        random = snapshot() if new.open_from < offset + part.steps else None
         before.append(detach(state))
-        starts = set(edges_of(part).cuts)
-        for begin, end, count in _groups(recurrence, starts, *part.valid.shape):
-            cut = begin in starts
-            if cut:  # no row looks back from here: what came before is differentiated, and its graph freed
+        starts = {cut - offset for cut in new.cuts if 0 <= cut - offset < part.steps}
+        for begin, end, count in _groups(recurrence, starts, part.steps, part.rows):
+            if begin in starts:  # no row looks back from here: what came before is differentiated, and its graph freed
                 tally.add(pending, scale)
                 pending, state = None, detach(state)
             piece = _steps(part, begin, end)
+            first, last = offset + begin + (begin in starts), offset + end
+            plain = piece.reset is None and bisect_left(new.gated, first) == bisect_left(new.gated, last)
+            edges = Edges(None, None, piece.valid).to(device_of(piece)) if plain else edges_of(piece, state)
             with count:
-                outputs, state = recurrence.run(piece.inputs, state, _inner_edges(piece, cut))
-                loss = losses[offset + begin : offset + end].sum(outputs)
+                outputs, state = recurrence.run(piece.inputs, state, edges)
+                loss = _losses(new.losses, offset + begin, offset + end).sum(outputs)
             pending = loss if pending is None else pending if loss is None else pending + loss
-        done.append(ran(part, random))
+        done.append(part if random is None else ran(part, random))
         offset += part.steps
     tally.add(pending, scale)
     return before, detach(state), done
@@ -94,21 +111,14 @@ def _groups(recurrence: Recurrence, starts: set[int], steps: int, rows: int) -> 
         at = upto
 
 
-def _inner_edges(piece: Piece, cut: bool) -> Edges:
-    """Edges of a group. After a cut its first gate has done its work; a group with no other edges runs as the model
-    itself.
-    """
-    if cut:
-        gates = piece.gates.clone()
-        gates[0] = 1
-        piece = replace(piece, gates=torch.where(piece.reset, 0.0, gates))
-    return edges_of(piece)
-
-
 def _steps(part: Piece, begin: int, end: int) -> Piece:
     if begin == 0 and end == part.steps:
         return part
     return split(split(part, end)[0], begin)[1]
+
+
+def _losses(losses: Losses, begin: int, end: int) -> Losses:
+    return losses if begin == 0 and end == len(losses.weights) else losses[begin:end]
 
 
 def gated_unroll(
@@ -120,7 +130,7 @@ def gated_unroll(
     for part in parts:
         random = snapshot()
         before.append(detach(state))
-        out, state = recurrence.run(part.inputs, state, edges_of(part))
+        out, state = recurrence.run(part.inputs, state, edges_of(part, state))
         done.append(ran(part, random))
         outputs.append(out)
     return tree_map(lambda *each: torch.cat(each), *outputs), before, detach(state), done

@@ -35,22 +35,22 @@ def lag_cotangents(
         states: the state before the step s - depth + 1 of each sampled s.
         sampled: the steps s, each at least depth - 1.
     """
-    rows = whole.valid.shape[1]
+    rows = whole.rows
     start = torch.tensor([s - depth + 1 for s in sampled])
     index = start + torch.arange(depth).unsqueeze(1)
 
     def lay(x: Tensor) -> Tensor:
         return x[index.to(x.device)].flatten(1, 2)
 
-    inputs, reset, valid = tree_map(lay, whole.inputs), lay(whole.reset), lay(whole.valid)
+    inputs, reset, valid = tree_map(lay, (whole.inputs, whole.reset, whole.valid))
     begin = [states[int(s)] for s in start]
     state = None if begin[0] is None else recurrence.dims.join(begin) if len(begin) > 1 else begin[0]
     seen: list[list[Tensor]] = []
     outputs = None
     with torch.enable_grad():
         for t in range(depth):
-            edges = Edges(reset_gates(reset[t : t + 1]), reset[t : t + 1], valid[t : t + 1]).to(device_of(whole))
-            step = tree_map(lambda x, t=t: x[t : t + 1], inputs)
+            step, anew, going = tree_map(lambda x, t=t: x[t : t + 1], (inputs, reset, valid))
+            edges = Edges(reset_gates(anew), anew, going).to(device_of(whole))
             outputs, state, own = recurrence.run_step(step, state, edges)
             seen.append(own if t == depth - 1 else leaves(state))
         at = torch.tensor(list(sampled))
@@ -58,7 +58,7 @@ def lag_cotangents(
         def pick(x: Tensor) -> Tensor:
             return x[at.to(x.device)].flatten(0, 1).unsqueeze(0)
 
-        last = Losses(losses.loss_fn, tree_map(pick, losses.targets), pick(losses.weights), pick(losses.used))
+        last = Losses(losses.loss_fn, tree_map(pick, losses.targets), *tree_map(pick, (losses.weights, losses.used)))
         loss = last.sum(outputs)
         flat = [leaf for part in seen for leaf in part if leaf.requires_grad]
         grads = (

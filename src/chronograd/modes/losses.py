@@ -19,17 +19,24 @@ Tree = Any
 @dataclass(frozen=True)
 class Losses:
     """The losses of a stretch: ``loss_fn(outputs, targets)`` -> (T, B), ``weights`` (T, B), and which entries are
-    ``used`` (T, B) bool.
+    ``used`` (T, B) bool, None for all.
     """
 
     loss_fn: Callable[[Any, Any], Tensor]
     targets: Tree
     weights: Tensor
-    used: Tensor
+    used: Tensor | None
+
+    @property
+    def weight(self) -> float:
+        """sum(w) over the used entries."""
+        counted = self.weights if self.used is None else self.weights[self.used]
+        return float(counted.sum(dtype=torch.float64))
 
     def __getitem__(self, index: Any) -> Losses:
         """The losses of some steps, or of any (steps, rows) index."""
-        return Losses(self.loss_fn, tree_map(lambda y: y[index], self.targets), self.weights[index], self.used[index])
+        used = None if self.used is None else self.used[index]
+        return Losses(self.loss_fn, tree_map(lambda y: y[index], self.targets), self.weights[index], used)
 
     def sum(self, outputs: Tree) -> Tensor | None:
         """sum(w l) over the used entries, or None where there is none.
@@ -40,28 +47,28 @@ class Losses:
         Raises:
             ValueError: where the loss is not one number for each step and row.
         """
-        shape = tuple(self.used.shape)
+        shape, used = tuple(self.weights.shape), self.used
         for leaf in leaves(outputs):
             if tuple(leaf.shape[:2]) != shape:
                 raise ValueError(
                     f"the model's outputs have shape {tuple(leaf.shape)}, expected (T, B, ...) = "
                     f"({shape[0]}, {shape[1]}, ...); a model is called with time first"
                 )
-        if not bool(self.used.any()):
-            return None
         targets = self.targets
-        if not bool(self.used.all()):
-            t, b = (int(i) for i in self.used.nonzero()[0])
+        if used is not None:
+            if not bool(used.any()):
+                return None
+            t, b = (int(i) for i in used.nonzero()[0])
 
             def fill(x: Tensor) -> Tensor:
-                mask = self.used.to(x.device).reshape(*shape, *[1] * (x.dim() - 2))
+                mask = used.to(x.device).reshape(*shape, *[1] * (x.dim() - 2))
                 return torch.where(mask, x, x[t, b].expand_as(x))
 
             outputs, targets = tree_map(fill, outputs), tree_map(fill, targets)
         losses = self.loss_fn(outputs, targets)
         _check(losses, shape)
-        used, weights = self.used.to(losses.device), self.weights.to(losses)
-        return torch.where(used, losses * weights, 0).sum()
+        weighted = losses * self.weights.to(losses)
+        return (weighted if used is None else torch.where(used.to(losses.device), weighted, 0)).sum()
 
 
 def _check(losses: Any, shape: tuple[int, ...]) -> None:

@@ -53,14 +53,22 @@ def device_of(piece: Piece) -> torch.device:
     return next((leaf.device for leaf in leaves(piece.inputs)), torch.device("cpu"))
 
 
-def reset_gates(reset: Tensor) -> Tensor | None:
+def reset_gates(reset: Tensor | None) -> Tensor | None:
     """Gates that cut at resets and nowhere else, float64; None where there are no resets."""
-    return torch.where(reset, 0.0, 1.0).to(torch.float64) if bool(reset.any()) else None
+    return None if reset is None or not bool(reset.any()) else torch.where(reset, 0.0, 1.0).to(torch.float64)
 
 
-def edges_of(piece: Piece) -> Edges:
-    """The edges of a piece, on the device of its inputs."""
-    return Edges(piece.gates, piece.reset, piece.valid).to(device_of(piece))
+def edges_of(piece: Piece, state: Any) -> Edges:
+    """The edges of a piece that begins with ``state``, on the device of its inputs.
+
+    Where nothing flows back into the state, the first gates do not matter and stay 1: a piece with no other edges runs
+    as the model itself.
+    """
+    gates = piece.gates
+    if not any(leaf.requires_grad for leaf in leaves(state)):
+        gates = gates.clone()
+        gates[0] = 1.0 if piece.reset is None else ~piece.reset[0]
+    return Edges(gates, piece.reset, piece.valid).to(device_of(piece))
 
 
 def ran(piece: Piece, before: list[Tensor]) -> Piece:
@@ -98,8 +106,8 @@ def split(piece: Piece, step: int) -> tuple[Piece, Piece]:
         return Piece(
             tree_map(lambda x: x[steps], piece.inputs),
             piece.gates[steps],
-            piece.reset[steps],
-            piece.valid[steps],
+            None if piece.reset is None else piece.reset[steps],
+            None if piece.valid is None else piece.valid[steps],
             piece.random,
             tree_map(lambda x: x[steps], piece.targets),
             None if piece.weights is None else piece.weights[steps],
@@ -115,13 +123,15 @@ def replay(recurrence: Recurrence, pieces: Sequence[Piece], state: Any) -> tuple
         The state before each piece (without graph), and the final state (with it). The generators are left as they
         were found.
     """
+    if not pieces:
+        return [], state
     before, now = [], snapshot()
     try:
         for piece in pieces:
             before.append(detach(state))
             if piece.random:
                 restore(piece.random)
-            _, state = recurrence.run(piece.inputs, state, edges_of(piece))
+            _, state = recurrence.run(piece.inputs, state, edges_of(piece, state))
     finally:
         restore(now)
     return before, state
@@ -135,9 +145,16 @@ def stack_pieces(pieces: Sequence[Piece]) -> Piece:
     return Piece(
         tree_map(lambda *parts: torch.cat(parts), *(piece.inputs for piece in pieces)),
         torch.cat([piece.gates for piece in pieces]),
-        torch.cat([piece.reset for piece in pieces]),
-        torch.cat([piece.valid for piece in pieces]),
+        _cat([(piece.reset, piece.gates) for piece in pieces], False),
+        _cat([(piece.valid, piece.gates) for piece in pieces], True),
         next((piece.random for piece in pieces if piece.random), []),
         tree_map(lambda *parts: torch.cat(parts), *(piece.targets for piece in pieces)) if kept else None,
         torch.cat([piece.weights for piece in pieces if piece.weights is not None]) if kept else None,
     )
+
+
+def _cat(masks: Sequence[tuple[Tensor | None, Tensor]], otherwise: bool) -> Tensor | None:
+    """Masks (T, B) one after the other, each with a tensor of its shape; None says ``otherwise`` everywhere."""
+    if all(mask is None for mask, _ in masks):
+        return None
+    return torch.cat([torch.full_like(x, otherwise, dtype=torch.bool) if mask is None else mask for mask, x in masks])

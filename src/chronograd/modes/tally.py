@@ -31,7 +31,8 @@ class Tally:
         """Add ``loss * scale`` and its gradient."""
         if loss is None:
             return
-        value = loss.detach() * scale
+        scaled = loss * scale
+        value = scaled.detach()
         self.total = value if self.total is None else self.total + value
         targets = [*self.parameters.values(), *self.extra]
         if not targets:
@@ -41,7 +42,7 @@ class Tally:
                 "the loss depends on no trainable parameter: it, or the model's outputs, were detached or made of "
                 "whole numbers; return a loss that autograd can follow, or freeze all parameters on purpose"
             )
-        found = torch.autograd.grad(loss * scale, targets, allow_unused=True)
+        found = torch.autograd.grad(scaled, targets, allow_unused=True)
         for name, grad in zip(self.parameters, found):
             if grad is not None:
                 self.grads[name] = grad if name not in self.grads else self.grads[name] + grad

@@ -50,7 +50,8 @@ def between_cuts(whole: Piece, history: int) -> list[Reach] | None:
     None where a gate does anything else than to cut all rows, beside the resets.
     """
     cuts = (whole.gates == 0).all(1)
-    if not bool((cuts | ((whole.gates == 1) | whole.reset).all(1)).all()):
+    other = whole.gates != 1 if whole.reset is None else (whole.gates != 1) & ~whole.reset
+    if bool((other.any(1) & ~cuts).any()):
         return None
     starts = sorted({0, *cuts.nonzero().flatten().tolist()})
     spans = [Reach(start, max(start, history), end - 1) for start, end in zip(starts, [*starts[1:], whole.steps])]
@@ -83,7 +84,7 @@ def span_gradient(
         states: the state before each span's start.
         losses: of the new steps.
     """
-    useful = max(1, ROWS_TOGETHER // whole.valid.shape[1])
+    useful = max(1, ROWS_TOGETHER // whole.rows)
     for group in _alike(spans, states):
         count, at, together = saved_bytes(), 0, max(1, useful // 2)
         while at < len(group):
@@ -124,12 +125,13 @@ def _run_tile(
         return x[index.to(x.device)].flatten(1, 2)
 
     inputs = tree_map(lay, whole.inputs)
-    edges = Edges(reset_gates(lay(whole.reset)), lay(whole.reset), lay(whole.valid)).to(device_of(whole))
+    reset, valid = tree_map(lay, (whole.reset, whole.valid))
+    edges = Edges(reset_gates(reset), reset, valid).to(device_of(whole))
     begin = [states[span.start] for span in tile]
     state = None if begin[0] is None else recurrence.dims.join(begin) if len(begin) > 1 else begin[0]
     outputs, _ = recurrence.run(inputs, state, edges)
 
-    windows, rows = len(tile), whole.valid.shape[1]
+    windows, rows = len(tile), whole.rows
     offset = torch.arange(int((last - first).max()) + 1).unsqueeze(1)
     inside = offset <= last - first  # (n, W)
     at_output = torch.minimum(first - start + offset, last - start)
@@ -142,7 +144,9 @@ def _run_tile(
     def pick(x: Tensor) -> Tensor:
         return x[at_target.to(x.device)].flatten(1, 2)
 
-    used = pick(losses.used) & inside.repeat_interleave(rows, 1).to(losses.used.device)
+    used = inside.repeat_interleave(rows, 1)
+    if losses.used is not None:
+        used = used & pick(losses.used)
     return Losses(losses.loss_fn, tree_map(pick, losses.targets), pick(losses.weights), used).sum(
         tree_map(pick_output, outputs)
     )

@@ -23,7 +23,9 @@ from chronograd.kernels import Edges
 
 from .contract import check_pair
 from .gating import GatedForward
+from .layers import GRU, LSTM, RNN
 from .layout import Layout, read_layout
+from .linear import DiagonalRNN, LinearRNN
 from .pieces import run_pieces
 from .quiet import keep_buffers, keep_random, quiet, settled
 from .recurrent import Recurrent
@@ -34,6 +36,7 @@ __all__ = ["Recurrence", "adapt", "hidden_steps"]
 Tree = Any
 _ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _ATTENDS = "attends over time"
+_OWN = (RNN, GRU, LSTM, LinearRNN, DiagonalRNN)
 _CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 
 
@@ -71,8 +74,7 @@ class Recurrence:
         where its outputs are those of one call, it hides nothing.
         """
         why = hidden_steps(self.model)
-        few = self._few(3)
-        if why is None or not why.endswith(_ATTENDS) or leaves(few)[0].shape[0] < 2:
+        if why is None or not why.endswith(_ATTENDS) or leaves(few := self._few(3))[0].shape[0] < 2:
             return why
         return None if self._runs_stepwise(few) else why
 
@@ -143,7 +145,18 @@ class Recurrence:
     @property
     def folds(self) -> bool:
         """Whether the layers' own way back lays stretches side by side."""
-        return self.layout is not None and self.layout.origins <= {"own"}
+        return self._has(*_OWN) and self.layout is not None and self.layout.origins <= {"own"}
+
+    def _has(self, *kinds: type[nn.Module]) -> bool:
+        return any(isinstance(module, kinds) for module in self.model.modules())
+
+    def gains(self, rows: int) -> bool:
+        """Whether stretches of so many rows gain from being laid side by side (``few_rows``).
+
+        Where the modules alone rule it out, the model is not run to look at it.
+        """
+        most = 8 if self._has(nn.RNNBase) and not self._has(nn.RNNCellBase, Recurrent) else 32
+        return rows <= most and rows <= self.few_rows
 
     @property
     def few_rows(self) -> int:

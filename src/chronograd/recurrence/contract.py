@@ -1,7 +1,7 @@
 """What a user's model and loss must keep to, where breaking it would end in a riddle or in a silent loss of gradients.
 
-The checks of a model cost nothing to speak of and are made at every call; a foreign state is looked for only where the
-model has failed; a loss is looked at once a call, from its result down to the model's outputs and no further.
+What a model returned is looked at in every call; how it can be called, and whose state it was given, only where it has
+failed; a loss is looked at once a call, from its result down to the model's outputs and no further.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .quiet import quiet, settled
 from .states import leaves, tree_map
 
-__all__ = ["WatchedLoss", "check_call", "check_pair", "describe", "explain_foreign_state", "shown"]
+__all__ = ["WatchedLoss", "check_call", "check_pair", "describe", "explain_failure", "shown"]
 
 Tree = Any
 NODES = 1000  # of a loss's graph that are looked at
@@ -104,8 +104,9 @@ def check_pair(made: Any) -> tuple[Tree, Tree]:
 
 
 @contextmanager
-def explain_foreign_state(model: nn.Module, call: nn.Module, inputs: Tree, state: Tree) -> Iterator[None]:
-    """Where the block fails because ``state`` is that of another model, say so; other errors pass.
+def explain_failure(model: nn.Module, call: nn.Module, inputs: Tree, state: Tree) -> Iterator[None]:
+    """Where the block fails because the model cannot be called (``check_call``), or ``state`` is that of another model,
+    say so; other errors pass.
 
     Costs nothing where nothing fails. Where something does, the model makes a state of its own from the first step of
     ``inputs`` (T, B, ...), and the two are compared by nesting, shapes and dtypes; shapes of states that grow with the
@@ -115,12 +116,12 @@ def explain_foreign_state(model: nn.Module, call: nn.Module, inputs: Tree, state
         model: what the user gave; ``call`` is what runs it (``adapt``).
 
     Raises:
-        ValueError: instead of what was raised inside.
+        TypeError, ValueError: instead of what was raised inside.
 
     >>> import torch
     >>> other = torch.zeros(1, 2, 4)
     >>> lstm, x = nn.LSTM(3, 4), torch.zeros(5, 2, 3)
-    >>> with explain_foreign_state(lstm, lstm, x, other):
+    >>> with explain_failure(lstm, lstm, x, other):
     ...     lstm(x, other)
     Traceback (most recent call last):
     ValueError: the carry's state is float32 (1, 2, 4), but LSTM makes (float32 (1, 2, 4), float32 (1, 2, 4)): ...
@@ -128,6 +129,8 @@ def explain_foreign_state(model: nn.Module, call: nn.Module, inputs: Tree, state
     try:
         yield
     except Exception as error:
+        if isinstance(error, TypeError | AttributeError):  # what Python says to arguments that do not fit
+            check_call(model, inputs)
         own = None if state is None else _own_state(model, call, inputs)
         if own is None or (found := describe(state)) == (expected := describe(own)):
             raise

@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -43,14 +44,29 @@ class Place:
 
 @dataclass(frozen=True)
 class GatePlan:
-    """Gates of a stretch: ``gates`` (T, B) float64, ``since`` (B,) after it, and which rows stay ``open`` (B,) bool.
+    """Gates of a stretch of ``steps``, ``since`` (B,) after it, and how many of its last steps the next step's loss can
+    ``reach`` in the row that reaches back furthest (0 where all are cut there).
 
-    A row is open when the next step's gate lets its losses reach into this stretch.
+    Before the steps ``gated`` some row's gate is not 1, before the ``cuts`` among them every row's is 0; both
+    ascending. ``drawn`` are the gates (T, B), None where they are 1 but at the cuts.
     """
 
-    gates: Tensor
+    steps: int
     since: Tensor
-    open: Tensor
+    reach: int
+    gated: tuple[int, ...]
+    cuts: tuple[int, ...]
+    drawn: Tensor | None
+
+    @cached_property
+    def gates(self) -> Tensor:
+        """(T, B) float64."""
+        import torch
+
+        if self.drawn is not None:
+            return self.drawn
+        gates = torch.ones(self.steps, self.since.numel(), dtype=torch.float64)
+        return gates.index_fill_(0, torch.tensor(self.cuts, dtype=torch.int64), 0.0)
 
 
 @dataclass(frozen=True)
@@ -109,8 +125,23 @@ def whole_number(owner: str, name: str, value: object, least: int = 1) -> None:
         raise ValueError(f"{owner}: {name} must be at least {least}, not {value}")
 
 
+def common_plan(place: Place, cuts: range) -> GatePlan:
+    """The plan that cuts every row before the steps ``cuts``, counted from the place; the last may be the next step."""
+    import torch
+
+    steps, rows = place.steps, place.rows.numel()
+    if steps == 0 or (place.reset is not None and bool(place.reset.any())):
+        cut = torch.zeros(steps + 1, rows, dtype=torch.bool)
+        cut[cuts.start : cuts.stop : cuts.step] = True
+        return gate_plan(place, cut, (~cut).to(torch.float64))
+    inside = range(cuts.start, min(cuts.stop, steps), cuts.step)
+    since = torch.full_like(place.since, steps - inside[-1]) if inside else place.since + steps
+    reach = 0 if steps in cuts else steps - inside[-1] if inside else int(since.max())
+    return GatePlan(steps, since, reach, tuple(inside), tuple(inside), None)
+
+
 def gate_plan(place: Place, cut: Tensor, gates: Tensor) -> GatePlan:
-    """Put resets into ``gates``, count steps since each row's last cut, and see which rows stay open.
+    """Put resets into ``gates``, count steps since each row's last cut, and see how far back the next step reaches.
 
     ``cut`` and ``gates`` are (steps + 1, B): one step more than asked, so that the next step's gate is known.
     """
@@ -121,10 +152,10 @@ def gate_plan(place: Place, cut: Tensor, gates: Tensor) -> GatePlan:
         reset = torch.zeros(steps + 1, rows, dtype=torch.bool)
         reset[:steps] = place.reset.cpu()
         cut, gates = cut | reset, gates.masked_fill(reset, 0.0)
-    # The stream's own first step has no edge behind it: the given initial state is an input like any other.
-    begins = cut.clone()
-    begins[0] |= place.since == 0
-    time = torch.arange(steps + 1).unsqueeze(1)
-    last = torch.where(begins, time, -1)[:steps].cummax(0).values[-1] if steps else torch.full((rows,), -1)
-    since = torch.where(last >= 0, steps - last, place.since + steps)
-    return GatePlan(gates[:steps], since, ~cut[steps] & (since > 0))
+    since = place.since + steps
+    if steps:
+        since = torch.where(cut[:steps], torch.arange(steps, 0, -1).unsqueeze(1), since).amin(0)
+    reach = int(torch.where(cut[steps], 0, since).max())
+    gates = gates[:steps]
+    gated, cuts = (which.nonzero().flatten().tolist() for which in ((gates != 1).any(1), (gates == 0).all(1)))
+    return GatePlan(steps, since, reach, tuple(gated), tuple(cuts), gates)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import GatePlan, Place, Truncation, gate_plan, whole_number
+from .base import GatePlan, Place, Truncation, common_plan, whole_number
 
 __all__ = ["Chunks"]
 
@@ -35,8 +35,5 @@ class Chunks(Truncation):
         whole_number("Chunks", "k", self.k)
 
     def plan(self, place: Place) -> GatePlan:
-        import torch
-
-        position = torch.arange(place.position, place.position + place.steps + 1)
-        cut = ((position % self.k == 0) & (position > 0)).unsqueeze(1).expand(-1, place.rows.numel())
-        return gate_plan(place, cut, (~cut).to(torch.float64))
+        first = -place.position % self.k if place.position else self.k
+        return common_plan(place, range(first, place.steps + 1, self.k))

@@ -81,14 +81,24 @@ class RandomTruncation(Truncation):
         import torch
 
         draws = uniforms(place.seed, place.position, place.steps + 1, place.rows)
+        if self.tail == "geometric":  # the time since the last cut does not matter, so all steps are drawn at once
+            since = torch.ones(draws.shape, dtype=torch.int64)
+            since[0] = place.since
+            return gate_plan(place, *self._cuts_and_gates(draws, since))
         since = place.since.clone()
         cut = torch.zeros(draws.shape, dtype=torch.bool)
         gates = torch.ones(draws.shape, dtype=torch.float64)
         for step, draw in enumerate(draws):
-            probability = self.cut_probability(since)
-            edge = since > 0  # no edge lies before a stream's first step
-            cut[step] = edge & (draw < probability)
-            gates[step] = torch.where(edge, torch.where(cut[step], 0.0, 1.0 / (1.0 - probability)), 1.0)
+            cut[step], gates[step] = self._cuts_and_gates(draw, since)
             new = cut[step] if place.reset is None or step == place.steps else cut[step] | place.reset[step].cpu()
             since = torch.where(new, 1, since + 1)
         return gate_plan(place, cut, gates)
+
+    def _cuts_and_gates(self, draws: Tensor, since: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the draws cut, and the gates."""
+        import torch
+
+        probability = self.cut_probability(since)
+        edge = since > 0  # no edge lies before a stream's first step
+        cut = edge & (draws < probability)
+        return cut, torch.where(edge, torch.where(cut, 0.0, 1.0 / (1.0 - probability)), 1.0)
