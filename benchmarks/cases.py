@@ -94,25 +94,20 @@ def differ(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
 class Limit:
     """The time of a layer's matrix products alone: their operations at the rate of torch's own product.
 
-    Forward and backward take 6 T B H (d + H) operations for each of the cell's blocks of units; the rate is measured on
-    (T B, H) times (H, H). Small products are repeated, so that what is timed takes milliseconds.
+    Forward and backward take 6 T B H (d + H) operations for each of the cell's blocks of units; the rate is that of one
+    product of (T B, H) and (H, H), made in the same rounds as what is compared with it.
     """
-
-    ENOUGH = 5e8
 
     def __init__(self, case: Case) -> None:
         steps, rows, features, units = case.shape
         self.left, self.right = torch.randn(steps * rows, units), torch.randn(units, units)
         self.out = torch.empty(steps * rows, units)
-        operations = 2 * steps * rows * units**2
-        self.repeats = max(1, round(self.ENOUGH / operations))
         blocks = len(dict(case.torch.named_parameters())["weight_hh_l0"]) // units
-        self.wanted = 6 * steps * rows * units * (features + units) * blocks / operations
+        self.wanted = 3 * (features + units) / units * blocks
 
     def run(self) -> None:
-        for _ in range(self.repeats):
-            torch.mm(self.left, self.right, out=self.out)
+        torch.mm(self.left, self.right, out=self.out)
 
     def seconds(self, took: float) -> float:
         """The limit, given the time of a ``run``."""
-        return took / self.repeats * self.wanted
+        return took * self.wanted

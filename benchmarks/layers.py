@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from time import sleep
 
 import torch
 from cases import KINDS, SHAPES, Case, Limit, Shape, differ
@@ -19,8 +18,6 @@ from chronograd.kernels.library import library
 
 __all__ = ["report"]
 
-# A thread that waits for work spins for a while; the next one's turn begins when it has stopped.
-PAUSE = 0.01
 # Short calls have more rounds: in this many seconds.
 AT_LEAST = 1.0
 
@@ -74,11 +71,7 @@ def measure(name: str, shape: Shape, rounds: int, scan: Scan | None = None, memo
     if difference > 1e-3:
         raise RuntimeError(f"{name} {shape}: the gradients differ by {difference:.1e}")
 
-    def before() -> None:
-        case.clear()
-        sleep(PAUSE)
-
-    took = medians(interleaved(functions, rounds, before, AT_LEAST, warm=True))
+    took = medians(interleaved(functions, rounds, case.clear, AT_LEAST, warm=True))
     theirs, mine = (None if memory is None else memory.bytes(whose, name, shape) for whose in ("torch", "ours"))
     product = limit.seconds(took["limit"])
     return Row(name, shape, took["torch"], took["ours"], product, took.get("scan"), theirs, mine, difference)
