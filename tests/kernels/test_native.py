@@ -141,11 +141,14 @@ def test_every_instruction_set_agrees_with_the_twin(native, threads, kind, isa):
     fresh=st.booleans(),
     split=st.sampled_from(["auto", "rows", "units"]),
     block=st.sampled_from([0, 1, 4]),
+    inputs=st.sampled_from([1, 2, 3, 4, 5, 17]),
     seed=st.integers(0, 1000),
 )
-def test_odd_shapes_agree_with_the_twin(native, threads, kind, steps, rows, size, edges, fresh, split, block, seed):
+def test_odd_shapes_agree_with_the_twin(
+    native, threads, kind, steps, rows, size, edges, fresh, split, block, inputs, seed
+):
     complex_ = kind == "diagonal" and seed % 2 == 0
-    Case(kind, (steps, rows, size, 5), complex_, edges, fresh, seed).check(Choice(None, split, block, native))
+    Case(kind, (steps, rows, size, inputs), complex_, edges, fresh, seed).check(Choice(None, split, block, native))
 
 
 @pytest.mark.parametrize("isa", isas())

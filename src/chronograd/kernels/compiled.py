@@ -52,7 +52,7 @@ class Crossings(NamedTuple):
 def forward(
     kind: str,
     x: Tensor,
-    weight_ih: Tensor | None,
+    weight_ih: Tensor,
     bias_ih: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
@@ -65,7 +65,7 @@ def forward(
 
     Args:
         kind: a name in ``CELLS``.
-        x: (T, B, d), T at least 1; without ``weight_ih`` (diagonal kinds only) the drive (T, B, H) itself.
+        x: (T, B, d), T at least 1.
         weight_ih: (G, d); ``weight`` (G, H), or (H,) for the diagonal kinds; biases (G,) or None.
         states: the initial ones, (B, H) each, then the fresh ones, (R, H) each, where there are any.
         keep: whether the way back will be walked.
@@ -74,8 +74,8 @@ def forward(
         The states after every step, (T, B, H) each, and what the way back needs beside them, (T, B, 4H), or None.
     """
     parts = CELLS[kind].parts
-    x, weight, states = _plain(x), _plain(weight), tuple(map(_plain, states))
-    weight_ih, bias_ih, bias = _plain_or_none(weight_ih), _plain_or_none(bias_ih), _plain_or_none(bias)
+    x, weight_ih, weight, states = _plain(x), _plain(weight_ih), _plain(weight), tuple(map(_plain, states))
+    bias_ih, bias = _plain_or_none(bias_ih), _plain_or_none(bias)
     crossings = Crossings(*map(_plain_or_none, crossings))
     steps, rows, inputs = x.shape
     size = weight.shape[-1]
@@ -101,7 +101,7 @@ class Gradients(NamedTuple):
 def back(
     kind: str,
     x: Tensor,
-    weight_ih: Tensor | None,
+    weight_ih: Tensor,
     weight: Tensor,
     states: State,
     crossings: Crossings,
@@ -119,15 +119,13 @@ def back(
         wanted: of which of x, weight_ih, bias_ih, weight and bias the gradients are wanted.
     """
     parts = CELLS[kind].parts
-    x, weight, states = _plain(x), _plain(weight), tuple(map(_plain, states))
-    weight_ih = _plain_or_none(weight_ih)
+    x, weight_ih, weight, states = _plain(x), _plain(weight_ih), _plain(weight), tuple(map(_plain, states))
     given = tuple(map(_plain_or_none, given))
     path, kept = tuple(map(_plain, path)), _plain_or_none(kept)
     crossings = Crossings(*map(_plain_or_none, crossings))
     across = weight.shape[0]
-    # Without a projection the drive's cotangents are where the walk writes.
-    dx = torch.empty_like(x) if wanted[0] or weight_ih is None else None
-    dweight_ih = torch.empty_like(weight_ih) if wanted[1] and weight_ih is not None else None
+    dx = torch.empty_like(x) if wanted[0] else None
+    dweight_ih = torch.empty_like(weight_ih) if wanted[1] else None
     dbias_ih = weight.new_empty(across) if wanted[2] else None
     dweight = torch.empty_like(weight) if wanted[3] else None
     dbias = weight.new_empty(across) if wanted[4] else None
@@ -146,7 +144,7 @@ def back(
 def _layer(
     kind: str,
     x: Tensor,
-    weight_ih: Tensor | None,
+    weight_ih: Tensor,
     weight: Tensor,
     states: State,
     crossings: Crossings,
@@ -156,8 +154,8 @@ def _layer(
 ) -> Layer:
     """What both ways hand over. Whoever calls keeps the tensors alive."""
     complex_ = weight.is_complex()
-    if weight_ih is None and kind != "diagonal" or complex_ and weight_ih is not None:
-        raise TypeError(f"the compiled kernels project real numbers, and only them: {kind!r} of {weight.dtype}")
+    if complex_ and kind != "diagonal":
+        raise TypeError(f"the compiled kernels have no complex {kind!r} recurrence, only the diagonal one")
     parts = CELLS[kind].parts
     steps, rows, inputs = x.shape
     two, fresh = parts > 1, len(states) > parts
@@ -173,7 +171,7 @@ def _layer(
         inputs=inputs,
         size=weight.shape[-1],
         x=x.data_ptr(),
-        weight_ih=_at(weight_ih),
+        weight_ih=weight_ih.data_ptr(),
         weight=weight.data_ptr(),
         initial=states[0].data_ptr(),
         initial_c=states[1].data_ptr() if two else None,

@@ -24,7 +24,7 @@ State = tuple[Tensor, ...]
 def run(
     kind: str,
     x: Tensor,
-    weight_ih: Tensor | None,
+    weight_ih: Tensor,
     bias_ih: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
@@ -47,7 +47,7 @@ class _Fused(torch.autograd.Function):
         choice: Choice,
         keep: bool,
         x: Tensor,
-        weight_ih: Tensor | None,
+        weight_ih: Tensor,
         bias_ih: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,

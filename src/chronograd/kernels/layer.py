@@ -92,16 +92,11 @@ def run_projected(
         inputs, states = inputs.to(weight.dtype), tuple(part.to(weight.dtype) for part in states)
     crossings = Crossings() if edges.plain else _crossings(edges, weight, bool(fresh))
     with torch.autocast("cpu", enabled=False) if mixed else nullcontext():
-        projection: tuple[Tensor | None, Tensor | None] = weight_ih, bias_ih
-        if weight.is_complex():
-            # The kernels' products are of real numbers.
-            bias_ih, bias = fold_biases(kind, bias_ih, bias)
-            inputs, projection = torch.nn.functional.linear(inputs, weight_ih, bias_ih), (None, None)
         if torch.compiler.is_compiling() or any(type(part) is FakeTensor for part in (inputs, weight)):
-            return operators.run(kind, inputs, *projection, weight, bias, states, crossings)
+            return operators.run(kind, inputs, weight_ih, bias_ih, weight, bias, states, crossings)
         if torch._C._are_functorch_transforms_active():
-            return transforms.run(kind, inputs, *projection, weight, bias, states, crossings)
-        return fused.run(kind, inputs, *projection, weight, bias, states, crossings, choice)
+            return transforms.run(kind, inputs, weight_ih, bias_ih, weight, bias, states, crossings)
+        return fused.run(kind, inputs, weight_ih, bias_ih, weight, bias, states, crossings, choice)
 
 
 def _crossings(edges: Edges, weight: Tensor, numbered: bool) -> Crossings:

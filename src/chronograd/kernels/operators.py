@@ -26,7 +26,7 @@ State = tuple[Tensor, ...]
 def run(
     kind: str,
     x: Tensor,
-    weight_ih: Tensor | None,
+    weight_ih: Tensor,
     bias_ih: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
@@ -43,7 +43,7 @@ def run(
 def layer(
     kind: str,
     x: Tensor,
-    weight_ih: Tensor | None,
+    weight_ih: Tensor,
     bias_ih: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
@@ -64,7 +64,7 @@ def layer(
 def layer_back(
     kind: str,
     x: Tensor,
-    weight_ih: Tensor | None,
+    weight_ih: Tensor,
     weight: Tensor,
     states: list[Tensor],
     gates: Tensor | None,

@@ -28,7 +28,7 @@ State = tuple[Tensor, ...]
 def run(
     kind: str,
     x: Tensor,
-    weight_ih: Tensor | None,
+    weight_ih: Tensor,
     bias_ih: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,

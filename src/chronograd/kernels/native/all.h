@@ -10,5 +10,6 @@
 
 static const Table NAME(table) = {
     LANES,      REGISTERS,  NAME(pack), NAME(forward), NAME(back), NAME(diagonal_forward), NAME(diagonal_back),
-    NAME(panels), NAME(rows),   NAME(columns), NAME(scratch), NAME(finish), NAME(apply),
+    NAME(panels), NAME(rows), NAME(columns), NAME(scratch), NAME(add), NAME(finish), NAME(complex_as_reals),
+    NAME(reals_as_complex), NAME(apply),
 };

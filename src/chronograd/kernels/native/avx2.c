@@ -12,10 +12,8 @@
 #define REGISTERS 16
 #define MINIMUM_FLOAT _mm256_min_ps
 #define MAXIMUM_FLOAT _mm256_max_ps
-#define STREAM_FLOAT(to, v) _mm256_stream_ps(to, v)
 #define MINIMUM_DOUBLE _mm256_min_pd
 #define MAXIMUM_DOUBLE _mm256_max_pd
-#define STREAM_DOUBLE(to, v) _mm256_stream_pd(to, v)
 /* Lanes whose highest bit is set are loaded: a window into ones, then zeros. */
 static const int32_t first_lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
 #define FIRST(count) _mm256_loadu_si256((const __m256i *)(first_lanes + 8 - (count)))

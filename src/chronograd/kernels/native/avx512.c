@@ -12,10 +12,10 @@
 #define REGISTERS 32
 #define MINIMUM_FLOAT _mm512_min_ps
 #define MAXIMUM_FLOAT _mm512_max_ps
-#define STREAM_FLOAT(to, v) _mm512_stream_ps(to, v)
 #define MINIMUM_DOUBLE _mm512_min_pd
 #define MAXIMUM_DOUBLE _mm512_max_pd
-#define STREAM_DOUBLE(to, v) _mm512_stream_pd(to, v)
+#define TOTAL_FLOAT(v) _mm512_reduce_add_ps(v)
+#define TOTAL_DOUBLE(v) _mm512_reduce_add_pd(v)
 #define FIRST(count) ((1u << (count)) - 1u) /* the mask of the first lanes */
 #define LOAD_SOME_FLOAT(from, count) _mm512_maskz_loadu_ps((__mmask16)FIRST(count), from)
 #define STORE_SOME_FLOAT(to, count, v) _mm512_mask_storeu_ps(to, (__mmask16)FIRST(count), v)

@@ -53,28 +53,9 @@ static INLINE Vec NAME(times)(const int complex, const Chunk *chunk, int64_t i, 
     return complex ? product + load(chunk->crossed + i) * NAME(swapped)(v) : product;
 }
 
-/* Stores that go past the cache where nobody reads them back soon. */
-static INLINE void NAME(put)(const int streaming, REAL *to, Vec v, int some) {
-#ifdef STREAM
-    if (streaming) {
-        STREAM(to, v);
-        return;
-    }
-#else
-    (void)streaming;
-#endif
-    store_some(to, v, some);
-}
-
-static int NAME(streams)(const Job *job, const void *out, int64_t row) {
-    int64_t step = job->rows * row;
-    return (uintptr_t)out % BYTES == 0 && step % LANES == 0 && row % LANES == 0 &&
-           job->steps * step * (int64_t)sizeof(REAL) > (8 << 20);
-}
-
 #define AHEAD 2 /* steps that are fetched in advance: a step's rows end before a page does */
 
-static INLINE void NAME(diagonal_forward_chunk)(const int complex, const int streaming, const Job *job, Chunk *chunk) {
+static INLINE void NAME(diagonal_forward_chunk)(const int complex, const Job *job, Chunk *chunk) {
     const int64_t step = job->rows * chunk->row;
     const int edges = job->reset || job->valid;
     REAL *state = chunk->state;
@@ -103,7 +84,7 @@ static INLINE void NAME(diagonal_forward_chunk)(const int complex, const int str
                 if (!still) h = NAME(times)(complex, chunk, i, h) + load_some(drive + i, some);
                 __builtin_prefetch(drive + AHEAD * step + i);
                 store_some(state + i, h, some);
-                NAME(put)(streaming, path + i, h, some);
+                store_some(path + i, h, some);
             }
         }
     }
@@ -126,8 +107,7 @@ static void NAME(drain)(const Job *job, Chunk *chunk, int complex, int id) {
     memset(chunk->sum_crossed, 0, sizeof chunk->sum_crossed);
 }
 
-static INLINE void NAME(diagonal_back_chunk)(const int complex, const int streaming, const Job *job, Chunk *chunk,
-                                             int id) {
+static INLINE void NAME(diagonal_back_chunk)(const int complex, const Job *job, Chunk *chunk, int id) {
     const int64_t step = job->rows * chunk->row;
     const int edges = job->reset || job->valid || job->gates, sums = job->weight_back != NULL;
     REAL *flow = chunk->state;
@@ -177,7 +157,7 @@ static INLINE void NAME(diagonal_back_chunk)(const int complex, const int stream
                                        load_some(chunk->sum_crossed + i, some) + NAME(swapped)(d) * h, some);
                     }
                 }
-                NAME(put)(streaming, product + i, still ? (Vec){0} : d, some);
+                store_some(product + i, still ? (Vec){0} : d, some);
                 if (number >= 0) {
                     if (job->fresh_back[0])
                         store_some((REAL *)job->fresh_back[0] + number * chunk->row + within + i - begin, through, some);
@@ -208,22 +188,11 @@ static void NAME(diagonal)(const Job *job, int way, int id, int team) {
         const int64_t last = begin + lanes * (part + 1) / parts * LANES;
         chunk.count = (last < end ? last : end) - chunk.first;
         NAME(spread)(job, &chunk, complex, way == WAY_BACK);
-        const int streaming = NAME(streams)(job, way == WAY_BACK ? job->product : job->path[0], row);
-#define CASES(run, ...)                                                                                             \
-    if (complex && streaming) run(1, 1, job, &chunk __VA_ARGS__);                                                   \
-    else if (complex) run(1, 0, job, &chunk __VA_ARGS__);                                                           \
-    else if (streaming) run(0, 1, job, &chunk __VA_ARGS__);                                                         \
-    else run(0, 0, job, &chunk __VA_ARGS__)
-        if (way == WAY_FORWARD) {
-            CASES(NAME(diagonal_forward_chunk), );
-        } else {
-            CASES(NAME(diagonal_back_chunk), , id);
-        }
-#undef CASES
+        if (way == WAY_FORWARD && complex) NAME(diagonal_forward_chunk)(1, job, &chunk);
+        else if (way == WAY_FORWARD) NAME(diagonal_forward_chunk)(0, job, &chunk);
+        else if (complex) NAME(diagonal_back_chunk)(1, job, &chunk, id);
+        else NAME(diagonal_back_chunk)(0, job, &chunk, id);
     }
-#ifdef STREAM
-    __builtin_ia32_sfence();
-#endif
 }
 
 static void NAME(diagonal_forward)(const Job *job, int id, int team) { NAME(diagonal)(job, WAY_FORWARD, id, team); }
@@ -238,4 +207,32 @@ static void NAME(finish)(const Layer *layer, const double *sums, int threads) {
         for (int id = 0; id < threads; id++) total += sums[id * count + i];
         out[i] = (REAL)total;
     }
+}
+
+/* (a + ib)(u + iv) = (a u - b v) + i (b u + a v): each complex weight a + ib is the block [a, -b; b, a] of reals. */
+static void NAME(complex_as_reals)(const Layer *layer, void *to) {
+    const REAL *weight = layer->weight_ih;
+    REAL *out = to;
+    const int64_t row = 2 * layer->inputs;
+    for (int64_t h = 0; h < layer->size; h++)
+        for (int64_t j = 0; j < row; j += 2) {
+            const REAL a = weight[h * row + j], b = weight[h * row + j + 1];
+            REAL *block = out + 2 * h * row + j;
+            block[0] = a;
+            block[1] = -b;
+            block[row] = b;
+            block[row + 1] = a;
+        }
+}
+
+static void NAME(reals_as_complex)(const Layer *layer, const void *from) {
+    const REAL *reals = from;
+    REAL *out = layer->weight_ih_back;
+    const int64_t row = 2 * layer->inputs;
+    for (int64_t h = 0; h < layer->size; h++)
+        for (int64_t j = 0; j < row; j += 2) {
+            const REAL *block = reals + 2 * h * row + j;
+            out[h * row + j] = block[0] + block[row + 1];
+            out[h * row + j + 1] = block[row] - block[1];
+        }
 }

@@ -71,3 +71,7 @@ static void NAME(apply)(int function, int64_t count, const void *from, void *to)
         store_some(out + at, function ? NAME(sigmoid)(x) : NAME(tanh)(x), some);
     }
 }
+
+static void NAME(add)(int64_t count, const void *a, const void *b, void *out) {
+    for (int64_t i = 0; i < count; i++) ((REAL *)out)[i] = ((const REAL *)a)[i] + ((const REAL *)b)[i];
+}

@@ -21,6 +21,8 @@ static INLINE const REAL *NAME(right_row)(const Right *r, int64_t k) {
     return (const REAL *)r->b + (k - r->firsts) * r->stride;
 }
 
+#include "thin.h"
+
 /* Some rows of b, panel by panel, each over all of these rows; columns past the last are zeros. */
 static INLINE void NAME(lay_panels)(const Right *r, int64_t begin, int64_t depth, REAL *to, int id, int team) {
     const int64_t units = WIDE * LANES, count = (r->width + units - 1) / units;
@@ -53,7 +55,13 @@ static void NAME(lay_turned)(const Right *r, int64_t depth, REAL *to, int id, in
 }
 
 static void NAME(panels)(const Right *r, int64_t depth, int turned, void *to, int id, int team) {
-    if (turned)
+    if (r->width <= THIN) {
+        /* Column by column. */
+        REAL *out = to;
+        for (int64_t k = depth * id / team; k < depth * (id + 1) / team; k++)
+            for (int64_t n = 0; n < r->width; n++)
+                out[n * depth + k] = ((const REAL *)r->b)[turned ? n * r->stride + k : k * r->stride + n];
+    } else if (turned)
         NAME(lay_turned)(r, depth, to, id, team);
     else
         NAME(lay_panels)(r, 0, depth, to, id, team);
@@ -75,6 +83,7 @@ static void NAME(rows)(const Rows *p, int id, int team) {
     const REAL *rows[TALLEST], *bias = p->bias;
     const int64_t first = p->height * id / team, last = p->height * (id + 1) / team;
     const int64_t deep = 4 * AT_ONCE;
+    if (NAME(thin_rows)(p, first, last)) return;
     for (int64_t begin = 0; begin < p->depth; begin += deep) {
         const int64_t depth = p->depth - begin < deep ? p->depth - begin : deep;
         /* Rows in passes, so that they stay in L2 from one panel to the next. */
@@ -151,7 +160,7 @@ static void NAME(gather)(const Columns *p, const REAL *a, int64_t depth, int64_t
         }
 }
 
-static void NAME(columns)(const Columns *p, int id, int team) {
+static void NAME(dense_columns)(const Columns *p, int id, int team) {
     Vec tile[TALLEST * 4];
     REAL *group = (REAL *)((char *)p->scratch + id * NAME(scratch)(p)), *panels[2];
     panels[0] = group + GROUP * SLOT;
@@ -185,4 +194,16 @@ static void NAME(columns)(const Columns *p, int id, int team) {
             }
         }
     }
+}
+
+static void NAME(columns)(const Columns *given, int id, int team) {
+    Columns dense = *given;
+    dense.count = 0;
+    for (int i = 0; i < given->count; i++)
+        if (given->part[i].right.width > THIN) dense.part[dense.count++] = given->part[i];
+    /* The sums come with the tiles' rows, or where there are none with a thin part that has all columns. */
+    const int thin = given->count == 1 && !dense.count && given->part[0].height == given->height;
+    if (dense.count || (given->sums && !thin)) NAME(dense_columns)(&dense, id, team);
+    for (int i = 0; i < given->count; i++)
+        if (given->part[i].right.width <= THIN) NAME(thin_columns)(given, i, thin ? (REAL *)given->sums : NULL, id, team);
 }

@@ -27,7 +27,7 @@ typedef struct {
     int64_t block;                     /* steps in a block of time; 0: chosen here */
     int64_t steps, rows, inputs, size; /* T, B, d, H */
 
-    const void *x;         /* (T, B, d); with no weight_ih it is the drive (T, B, G), for diagonal kinds only */
+    const void *x;         /* (T, B, d) */
     const void *weight_ih; /* (G, d) */
     const void *bias_ih;   /* (G,) */
     const void *weight;    /* (G, H); lambda (H,) for the diagonal kinds */
@@ -136,7 +136,11 @@ typedef struct {
     void (*rows)(const Rows *, int id, int team);
     void (*columns)(const Columns *, int id, int team);
     int64_t (*scratch)(const Columns *); /* bytes for a thread */
+    void (*add)(int64_t count, const void *a, const void *b, void *out);
     void (*finish)(const Layer *, const double *sums, int threads); /* weight_back of the diagonal kinds */
+    /* The complex weight_ih (H, d) as reals (2H, 2d) that take pairs to pairs, and back for its gradient. */
+    void (*complex_as_reals)(const Layer *, void *out);
+    void (*reals_as_complex)(const Layer *, const void *reals);
     void (*apply)(int function, int64_t count, const void *in, void *out);
 } Table;
 

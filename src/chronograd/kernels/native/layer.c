@@ -46,10 +46,10 @@ static char *part_of(char *room, int64_t *used, int64_t bytes) {
 typedef struct {
     const Layer *layer;
     const Table *table;
-    int way, diagonal;
-    int64_t number;         /* bytes of a real */
-    int64_t unit;           /* bytes of one of the H numbers: complex ones are pairs */
-    int64_t across, length; /* G (back, GRU: 4H), steps in a block */
+    int way, diagonal, complex;
+    int64_t number;                /* bytes of a real */
+    int64_t size, inputs, outputs; /* reals in a row of states, of x, of projected x: complex numbers are pairs */
+    int64_t across, length;        /* reals in a row of the block (outputs; back, GRU: 4H), steps in it */
     Job job;
     Rows rows;
     Columns columns;
@@ -57,7 +57,7 @@ typedef struct {
     Right projection;      /* weight_ih */
     int64_t project_depth; /* of its panels */
     /* Where things lie in the room. */
-    char *packed, *panels, *bias, *zeros, *block, *scratch, *sums;
+    char *packed, *panels, *bias, *zeros, *block, *scratch, *sums, *as_reals, *as_reals_back;
     int packing;
     int64_t begin, end;
 } Walk;
@@ -65,20 +65,20 @@ typedef struct {
 /* Lays out the room from `room` on (NULL: only counts) and returns its bytes. */
 static int64_t lay_out(Walk *w, char *room) {
     const Layer *l = w->layer;
-    const int lanes = w->table->lanes, projected = l->weight_ih != NULL, back = w->way == WAY_BACK;
-    const int64_t blocks = chronograd_blocks(l->kind), size = l->size;
+    const int lanes = w->table->lanes, back = w->way == WAY_BACK;
+    const int64_t width = back ? w->inputs : w->outputs, depth = back ? w->outputs : w->inputs;
     int64_t bytes = 0;
 #define PLACE(name, count) (w->name = part_of(room, &bytes, count))
-    PLACE(packed, w->diagonal ? 0 : blocks * size * up(size, lanes) * lanes * w->number);
-    const int64_t panel_width = back ? l->inputs : blocks * size, panel_depth = back ? blocks * size : l->inputs;
-    PLACE(panels, projected ? up(panel_width, lanes) * lanes * panel_depth * w->number : 0);
-    PLACE(bias, w->across * w->unit);
-    PLACE(zeros, size * w->unit);
+    PLACE(packed, w->diagonal ? 0 : w->outputs * up(l->size, lanes) * lanes * w->number);
+    PLACE(panels, up(width, lanes) * lanes * depth * w->number);
+    PLACE(bias, w->across * w->number);
+    PLACE(zeros, w->size * w->number);
     /* Forward, the projected inputs lie where their states or kept blocks will, if there is such a place. */
-    const int own = projected && (back || (blocks > 1 && !l->kept));
-    PLACE(block, own ? w->length * l->rows * w->across * w->unit : 0);
-    PLACE(scratch, projected && back ? w->table->scratch(&w->columns) * l->threads : 0);
-    PLACE(sums, back && w->diagonal ? l->threads * 2 * size * (int64_t)sizeof(double) : 0);
+    PLACE(block, back || (w->outputs != w->size && !l->kept) ? w->length * l->rows * w->across * w->number : 0);
+    PLACE(scratch, back ? w->table->scratch(&w->columns) * l->threads : 0);
+    PLACE(sums, back && w->diagonal ? l->threads * w->size * (int64_t)sizeof(double) : 0);
+    PLACE(as_reals, w->complex ? w->outputs * w->inputs * w->number : 0);
+    PLACE(as_reals_back, w->complex && back ? w->outputs * w->inputs * w->number : 0);
 #undef PLACE
     return bytes;
 }
@@ -86,14 +86,15 @@ static int64_t lay_out(Walk *w, char *room) {
 static Walk walk_of(const Layer *l, int way) {
     Walk w = {.layer = l, .table = chronograd_table(l->isa, l->real), .way = way};
     w.diagonal = l->kind >= KIND_DIAGONAL;
+    w.complex = l->kind == KIND_DIAGONAL_COMPLEX;
     w.number = l->real == REAL_DOUBLE ? 8 : 4;
-    w.unit = w.number << (l->kind == KIND_DIAGONAL_COMPLEX);
-    const int64_t blocks = chronograd_blocks(l->kind);
-    w.across = (way == WAY_BACK && l->kind == KIND_GRU ? 4 : blocks) * l->size;
-    const int64_t wanted = most(BLOCK_ROWS, BLOCK_BYTES / most(1, w.across * w.unit));
+    w.size = l->size << w.complex;
+    w.inputs = l->inputs << w.complex;
+    w.outputs = chronograd_blocks(l->kind) * w.size;
+    w.across = way == WAY_BACK && l->kind == KIND_GRU ? 4 * w.size : w.outputs;
+    const int64_t wanted = most(BLOCK_ROWS, BLOCK_BYTES / most(1, w.across * w.number));
     const int64_t count = most(1, up(l->steps * l->rows, wanted));
     w.length = l->block ? least(l->block, l->steps) : up(l->steps, count);
-    if (!l->weight_ih) w.length = l->steps;
     w.job = (Job){.kind = l->kind, .real = l->real, .isa = l->isa, .threads = l->threads, .split = l->split,
                   .steps = l->steps, .rows = l->rows, .size = l->size, .drive_stride = w.across,
                   .fresh = {l->fresh[0], l->fresh[1]}, .fresh_back = {l->fresh_back[0], l->fresh_back[1]}};
@@ -101,16 +102,16 @@ static Walk walk_of(const Layer *l, int way) {
     /* The columns: the recurrent weight's gradient, then that of the inputs' weight. */
     w.columns = (Columns){.height = w.across, .a_stride = w.across};
     if (way == WAY_BACK && !w.diagonal && l->weight_back) {
-        w.columns.part[w.columns.count].right = (Right){.stride = l->size, .width = l->size, .fresh = l->fresh[0]};
-        w.columns.part[w.columns.count].height = blocks * l->size;
+        w.columns.part[w.columns.count].right = (Right){.stride = w.size, .width = w.size, .fresh = l->fresh[0]};
+        w.columns.part[w.columns.count].height = w.outputs;
         /* The kernel's order is n, r, z. */
-        w.columns.part[w.columns.count].turn = l->kind == KIND_GRU ? l->size : 0;
+        w.columns.part[w.columns.count].turn = l->kind == KIND_GRU ? w.size : 0;
         w.columns.part[w.columns.count++].out = l->weight_back;
     }
     if (way == WAY_BACK && l->weight_ih_back) {
-        w.columns.part[w.columns.count].right = (Right){.stride = l->inputs, .width = l->inputs};
-        w.columns.part[w.columns.count].from = w.across - blocks * l->size;
-        w.columns.part[w.columns.count].height = blocks * l->size;
+        w.columns.part[w.columns.count].right = (Right){.stride = w.inputs, .width = w.inputs};
+        w.columns.part[w.columns.count].from = w.across - w.outputs;
+        w.columns.part[w.columns.count].height = w.outputs;
         w.columns.part[w.columns.count++].out = l->weight_ih_back;
     }
     return w;
@@ -140,7 +141,7 @@ static void *to(void *array, int64_t at, int64_t bytes) { return array ? (char *
 /* The job of the block that begins and ends at these steps. */
 static void point(Walk *w, int64_t begin, int64_t end) {
     const Layer *l = w->layer;
-    const int64_t row = l->size * w->unit, step = l->rows * row;
+    const int64_t step = l->rows * w->size * w->number;
     Job *job = &w->job;
     w->begin = begin;
     w->end = end;
@@ -161,28 +162,25 @@ static void point(Walk *w, int64_t begin, int64_t end) {
 /* How many threads the region of a block has: as many as its loop over time or its products can use. */
 static int64_t threads_of(const Walk *w) {
     const Layer *l = w->layer;
-    const double across = (double)(chronograd_blocks(l->kind) * l->size), rows = (double)((w->end - w->begin) * l->rows);
-    const double product = l->weight_ih ? rows * across * (double)l->inputs : 0.0;
-    const double sums = w->way == WAY_BACK && l->weight_back && !w->diagonal ? rows * across * (double)l->size : 0.0;
-    return most(w->job.plan.threads, most(1, product + sums > WORTH_SHARING ? l->threads : 1));
+    const int64_t depth = w->inputs + (w->way == WAY_BACK && l->weight_back && !w->diagonal ? w->size : 0);
+    const double work = (double)((w->end - w->begin) * l->rows) * (double)w->outputs * (double)depth;
+    return most(w->job.plan.threads, work > WORTH_SHARING ? l->threads : 1);
 }
 
 /* The weights in the order of the kernels, once for all blocks. */
 static void lay_weights(Walk *w, int id, int team) {
-    const Layer *l = w->layer;
-    if (!w->diagonal) w->table->pack(&w->job, w->way, l->weight, w->packed, id, team);
+    if (!w->diagonal) w->table->pack(&w->job, w->way, w->layer->weight, w->packed, id, team);
     if (w->projection.b)
-        w->table->panels(&w->projection, w->project_depth, w->way == WAY_FORWARD, w->panels, id, team);
+        w->table->panels(&w->projection, w->way == WAY_FORWARD ? w->inputs : w->outputs, w->way == WAY_FORWARD,
+                         w->panels, id, team);
     chronograd_meet(id, team);
 }
 
 static void forward(void *argument, int id, int team) {
     Walk *w = argument;
     if (w->packing) lay_weights(w, id, team);
-    if (w->layer->weight_ih) {
-        w->table->rows(&w->rows, id, team);
-        chronograd_meet(id, team);
-    }
+    w->table->rows(&w->rows, id, team);
+    chronograd_meet(id, team);
     const int share = (int)least(w->job.plan.threads, team);
     if (id < share) (w->diagonal ? w->table->diagonal_forward : w->table->forward)(&w->job, id, share);
 }
@@ -197,30 +195,24 @@ static void back(void *argument, int id, int team) {
     if (w->columns.count || w->columns.sums) w->table->columns(&w->columns, id, team);
 }
 
-static void add(const Walk *w, const void *a, const void *b, void *out) {
-    const int64_t count = chronograd_blocks(w->layer->kind) * w->layer->size * (int64_t)(w->unit / w->number);
-    for (int64_t i = 0; i < count; i++) {
-        if (w->layer->real == REAL_DOUBLE)
-            ((double *)out)[i] = ((const double *)a)[i] + ((const double *)b)[i];
-        else
-            ((float *)out)[i] = ((const float *)a)[i] + ((const float *)b)[i];
-    }
-}
-
 /* What both ways set up once the room is there. */
 static void prepare(Walk *w) {
     const Layer *l = w->layer;
     lay_out(w, l->room);
     w->job.packed = w->diagonal ? l->weight : w->packed;
     if (l->reset && !l->fresh[0]) {
-        memset(w->zeros, 0, (size_t)(l->size * w->unit));
+        memset(w->zeros, 0, (size_t)(w->size * w->number));
         w->job.zeros = w->zeros;
     }
+    const void *weight_ih = l->weight_ih;
+    if (w->complex) {
+        w->table->complex_as_reals(l, w->as_reals);
+        weight_ih = w->as_reals;
+    }
     /* The inputs' weight is (G, d): forward the product wants its transpose. */
-    if (l->weight_ih && (w->way == WAY_FORWARD || l->x_back))
-        w->projection = (Right){.b = l->weight_ih, .stride = l->inputs, .width = w->way == WAY_FORWARD
-                                ? chronograd_blocks(l->kind) * l->size : l->inputs};
-    w->project_depth = w->way == WAY_FORWARD ? l->inputs : chronograd_blocks(l->kind) * l->size;
+    if (w->way == WAY_FORWARD || l->x_back)
+        w->projection = (Right){.b = weight_ih, .stride = w->inputs,
+                                .width = w->way == WAY_FORWARD ? w->outputs : w->inputs};
 }
 
 /* The room is the caller's again. */
@@ -230,7 +222,7 @@ void chronograd_forward(const Layer *l) {
     if (!l->steps || !l->rows || !l->size) return;
     Walk w = walk_of(l, WAY_FORWARD);
     prepare(&w);
-    const int64_t states = l->steps * l->rows * l->size * w.unit;
+    const int64_t states = l->steps * l->rows * w.size * w.number;
     large_pages(l->path[0], states);
     large_pages(l->path[1], states);
     large_pages(l->kept, 4 * states);
@@ -239,27 +231,19 @@ void chronograd_forward(const Layer *l) {
     if (l->kind == KIND_GRU)
         w.job.bias = l->bias;
     else if (l->bias && bias)
-        add(&w, bias, l->bias, w.bias), bias = w.bias;
+        w.table->add(w.outputs, bias, l->bias, w.bias), bias = w.bias;
     else if (l->bias)
         bias = l->bias;
     for (int64_t begin = 0; begin < l->steps; begin += w.length) {
         const int64_t end = least(begin + w.length, l->steps);
         point(&w, begin, end);
-        if (l->weight_ih) {
-            void *place = w.block;
-            int64_t stride = w.across;
-            if (chronograd_blocks(l->kind) == 1)
-                place = w.job.path[0];
-            else if (l->kept)
-                place = w.job.kept, stride = 4 * l->size;
-            w.job.drive = place;
-            w.job.drive_stride = stride;
-            w.rows = (Rows){.height = (end - begin) * l->rows, .width = w.across, .depth = l->inputs, .panels = w.panels,
-                            .a = from(l->x, begin * l->rows * l->inputs, w.unit), .a_stride = l->inputs,
-                            .out = place, .out_stride = stride, .bias = bias};
-        } else {
-            w.job.drive = from(l->x, begin * l->rows, w.across * w.unit);
-        }
+        void *place = w.outputs == w.size ? w.job.path[0] : l->kept ? w.job.kept : w.block;
+        const int64_t stride = place == w.job.kept ? 4 * w.size : w.outputs;
+        w.job.drive = place;
+        w.job.drive_stride = stride;
+        w.rows = (Rows){.height = (end - begin) * l->rows, .width = w.outputs, .depth = w.inputs, .panels = w.panels,
+                        .a = from(l->x, begin * l->rows * w.inputs, w.number), .a_stride = w.inputs,
+                        .out = place, .out_stride = stride, .bias = bias};
         w.packing = begin == 0;
         chronograd_team(threads_of(&w), forward, &w);
     }
@@ -269,63 +253,67 @@ void chronograd_forward(const Layer *l) {
 /* What the rows of a block were taken from: the states one step before, the initial ones before step 0. */
 static Right before_block(const Walk *w, Right right) {
     const Layer *l = w->layer;
-    const int64_t row = l->size * w->unit;
-    right.b = from(l->path[0], (w->begin ? w->begin - 1 : 0) * l->rows, row);
+    right.b = from(l->path[0], (w->begin ? w->begin - 1 : 0) * l->rows * w->size, w->number);
     right.first = l->initial[0];
     right.firsts = w->begin ? 0 : l->rows;
     right.numbers = w->job.reset;
     return right;
 }
 
+/* No rows: every sum is zero. */
+static void nothing(const Walk *w) {
+    const Layer *l = w->layer;
+    const int64_t row = w->outputs * w->number;
+    if (l->weight_back) memset(l->weight_back, 0, (size_t)(w->diagonal ? row : row * l->size));
+    if (l->weight_ih_back) memset(l->weight_ih_back, 0, (size_t)(row * l->inputs));
+    if (l->bias_ih_back) memset(l->bias_ih_back, 0, (size_t)row);
+    if (l->bias_back) memset(l->bias_back, 0, (size_t)row);
+}
+
 void chronograd_back(const Layer *l) {
     Walk w = walk_of(l, WAY_BACK);
-    const int64_t blocks = chronograd_blocks(l->kind), row = l->size * w.unit, weights = blocks * l->size * w.unit;
     for (int part = 0; part < 2; part++)
-        if (l->initial_back[part]) memset(l->initial_back[part], 0, (size_t)(l->rows * row));
+        if (l->initial_back[part]) memset(l->initial_back[part], 0, (size_t)(l->rows * w.size * w.number));
     if (!l->steps || !l->rows || !l->size) {
-        if (l->weight_back) memset(l->weight_back, 0, (size_t)(w.diagonal ? row : weights * l->size));
-        if (l->weight_ih_back) memset(l->weight_ih_back, 0, (size_t)(weights * l->inputs));
-        if (l->bias_ih_back) memset(l->bias_ih_back, 0, (size_t)weights);
-        if (l->bias_back) memset(l->bias_back, 0, (size_t)weights);
+        nothing(&w);
         return;
     }
     prepare(&w);
-    large_pages(l->x_back, l->steps * l->rows * l->inputs * w.unit);
+    large_pages(l->x_back, l->steps * l->rows * w.inputs * w.number);
     w.columns.scratch = w.scratch;
+    w.job.product = w.block;
     w.job.product_stride = w.across;
     if (w.diagonal && l->weight_back) {
         w.job.weight_back = w.sums;
-        memset(w.sums, 0, (size_t)(l->threads * 2 * l->size) * sizeof(double));
+        memset(w.sums, 0, (size_t)(l->threads * w.size) * sizeof(double));
     }
-    char *const of_biases = w.bias;
-    if (l->bias_ih_back || l->bias_back) w.columns.sums = of_biases;
+    if (l->bias_ih_back || l->bias_back) w.columns.sums = w.bias;
+    const int of_x = (int)w.columns.count - 1; /* the part of the inputs' weight, if it is wanted */
+    if (w.complex && l->weight_ih_back) w.columns.part[of_x].out = w.as_reals_back;
     for (int64_t end = l->steps; end > 0; end -= w.length) {
-        const int64_t begin = most(0, end - w.length), first = begin * l->rows, count = (end - begin) * l->rows;
+        const int64_t begin = most(0, end - w.length), first = begin * l->rows * w.inputs, count = (end - begin) * l->rows;
         point(&w, begin, end);
-        w.job.product = l->weight_ih ? (void *)w.block : l->x_back;
-        if (l->weight_ih && l->x_back)
-            w.rows = (Rows){.height = count, .width = l->inputs, .depth = blocks * l->size, .panels = w.panels,
-                            .a = w.block + (w.across - blocks * l->size) * w.unit, .a_stride = w.across,
-                            .out = to(l->x_back, first * l->inputs, w.unit), .out_stride = l->inputs};
+        if (l->x_back)
+            w.rows = (Rows){.height = count, .width = w.inputs, .depth = w.outputs, .panels = w.panels,
+                            .a = w.block + (w.across - w.outputs) * w.number, .a_stride = w.across,
+                            .out = to(l->x_back, first, w.number), .out_stride = w.inputs};
         w.columns.a = w.block;
         w.columns.depth = count;
         w.columns.more = end < l->steps;
-        for (int64_t i = 0; i < w.columns.count; i++) {
-            if (w.columns.part[i].out == l->weight_ih_back)
-                w.columns.part[i].right.b = from(l->x, first * l->inputs, w.unit);
-            else
-                w.columns.part[i].right = before_block(&w, w.columns.part[i].right);
-        }
+        if (l->weight_ih_back) w.columns.part[of_x].right.b = from(l->x, first, w.number);
+        if (l->weight_back && !w.diagonal) w.columns.part[0].right = before_block(&w, w.columns.part[0].right);
         w.packing = end == l->steps;
         chronograd_team(threads_of(&w), back, &w);
     }
     if (w.job.weight_back) w.table->finish(l, w.job.weight_back, (int)l->threads);
-    if (l->bias_ih_back) memcpy(l->bias_ih_back, of_biases + w.across * w.unit - weights, (size_t)weights);
+    if (w.complex && l->weight_ih_back) w.table->reals_as_complex(l, w.as_reals_back);
+    const size_t weights = (size_t)(w.outputs * w.number);
+    if (l->bias_ih_back) memcpy(l->bias_ih_back, w.bias + w.across * w.number - weights, weights);
     if (l->bias_back) {
         /* The GRU's order is n, r, z. */
-        const int64_t last = l->kind == KIND_GRU ? row : 0;
-        memcpy(l->bias_back, of_biases + last, (size_t)(weights - last));
-        memcpy((char *)l->bias_back + weights - last, of_biases, (size_t)last);
+        const size_t last = l->kind == KIND_GRU ? (size_t)(w.size * w.number) : 0;
+        memcpy(l->bias_back, w.bias + last, weights - last);
+        memcpy((char *)l->bias_back + weights - last, w.bias, last);
     }
     finish(&w);
 }

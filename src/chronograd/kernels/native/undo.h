@@ -6,7 +6,6 @@
 #undef NAME
 #undef MINIMUM
 #undef MAXIMUM
-#undef STREAM
 #undef LOAD_SOME
 #undef STORE_SOME
 #undef Vec
@@ -54,6 +53,10 @@
 #undef Chunk
 #undef AHEAD
 #undef WIDE
+#undef THIN
+#undef STRIP
+#undef BY_WIDTH
+#undef TOTAL
 #undef FULL
 #undef AT_ONCE
 #undef GROUP
