@@ -29,7 +29,7 @@ class Long:
 
     @property
     def streamed(self) -> int:
-        """Bytes of the arrays of a recurrence, each once for each way that it is used: forward its drive and its states,
+        """Bytes of the arrays of a recurrence, once for each way that they are used: forward its drive and its states,
         back the cotangents, the states again and the drive's cotangent.
         """
         return 5 * self.cotangent.nbytes
