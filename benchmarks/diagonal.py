@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -13,8 +18,10 @@ import chronograd as cg
 __all__ = ["report"]
 
 STEPS, ROWS, UNITS = 65536, 8, 256
-# The loop is timed over fewer steps; every step costs the same.
-LOOP_STEPS = 4096
+# glibc: nothing freed goes back to the system.
+KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+# How the loops take their inputs, and the steps over which they are timed: every step of a loop costs the same.
+LOOPS = {"indexed": 256, "iterated": 4096, "hoisted": 4096}
 
 
 class Long:
@@ -41,16 +48,22 @@ class Long:
     def run(self) -> None:
         self.layer(self.inputs)[0].backward(self.cotangent)
 
-    def loop(self, hoisted: bool) -> None:
-        self._unrolled(LOOP_STEPS, hoisted).backward(self.cotangent[:LOOP_STEPS])
+    def loop(self, how: str) -> None:
+        steps = LOOPS[how]
+        self._unrolled(steps, how).backward(self.cotangent[:steps])
 
-    def _unrolled(self, steps: int, hoisted: bool = True) -> Tensor:
-        """The same by hand, inputs projected all at once or in each step."""
+    def _unrolled(self, steps: int, how: str) -> Tensor:
+        """The same by hand."""
         state, states = torch.zeros_like(self.cotangent[0]), []
-        inputs, weight = self.inputs[:steps], self.layer.weight_ih
-        linear = torch.nn.functional.linear
-        for x in linear(inputs, weight) if hoisted else inputs:
-            state = self.layer.weight_hh * state + (x if hoisted else linear(x, weight))
+        weight, linear = self.layer.weight_ih, torch.nn.functional.linear
+        if how == "hoisted":
+            drives: Iterable[Tensor] = linear(self.inputs[:steps], weight)
+        elif how == "iterated":
+            drives = (linear(x, weight) for x in self.inputs[:steps])
+        else:
+            drives = (linear(self.inputs[t], weight) for t in range(steps))
+        for drive in drives:
+            state = self.layer.weight_hh * state + drive
             states.append(state)
         return torch.stack(states)
 
@@ -58,12 +71,13 @@ class Long:
         """The layer and the loop agree."""
         steps = 500
         found = []
-        for outputs in (self.layer(self.inputs[:steps])[0], self._unrolled(steps)):
+        for outputs in (self.layer(self.inputs[:steps])[0], *(self._unrolled(steps, how) for how in LOOPS)):
             self.clear()
             outputs.backward(self.cotangent[:steps])
             found.append((outputs.detach(), self.inputs.grad, self.layer.weight_hh.grad))
-        for ours, theirs in zip(*found):
-            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+        for ours, *theirs in zip(*found):
+            for loop in theirs:
+                torch.testing.assert_close(ours, loop, rtol=1e-3, atol=1e-3)
 
 
 class Copy:
@@ -81,41 +95,60 @@ class Copy:
         return 2 * self.source.nbytes / took
 
 
-def report(rounds: int, threads: int) -> str:
-    """The section of the page."""
+def measure(rounds: int, threads: int) -> list[tuple[str, ...]]:
+    """The rows of the table, measured in this process."""
     torch.set_num_threads(threads)
     rows = []
     for name, complex in (("real", False), ("complex", True)):
         long, copy = Long(complex), Copy()
         long.check()
         functions = {"ours": long.run, "copy": copy.run, "fresh": partial(torch.clone, copy.source)}
-        functions |= {"loop": partial(long.loop, False), "hoisted": partial(long.loop, True)}
+        functions |= {how: partial(long.loop, how) for how in LOOPS}
         took = medians(interleaved(functions, rounds, long.clear))
-        rate, more = copy.rate(took["copy"]), STEPS / LOOP_STEPS
+        rate, loops = copy.rate(took["copy"]), {how: took[how] * STEPS / steps for how, steps in LOOPS.items()}
         stream = long.streamed / rate
         rows.append(
             (
                 name,
                 f"{took['ours']:.3f}",
                 f"{rate / 1e9:.1f}",
+                f"{copy.rate(took['fresh']) / 1e9:.1f}",
                 f"{long.streamed / 1e9:.2f}",
                 f"{stream:.3f}",
                 f"{took['ours'] / stream:.2f}",
-                f"{copy.rate(took['fresh']) / 1e9:.1f}",
-                *(f"{took[each] * more:.2f}" for each in ("loop", "hoisted")),
-                *(f"{took[each] * more / took['ours']:.0f}" for each in ("loop", "hoisted")),
+                *(f"{loop:.2f}" for loop in loops.values()),
+                *(f"{loop / took['ours']:.0f}" for loop in loops.values()),
             )
         )
-    headings = ("numbers", "cg.DiagonalRNN, s", "copy, GB/s", "arrays, GB", "arrays at that rate, s", "cg / arrays")
-    headings += ("copy to new memory, GB/s", "loop, s", "hoisted loop, s", "loop / cg", "hoisted / cg")
+    return rows
+
+
+def report(rounds: int, threads: int) -> str:
+    """The section of the page; each allocator has a process of its own."""
+    rows = []
+    for memory, variables in (("kept", KEEPING), ("new", {})):
+        command = [sys.executable, __file__, str(rounds), str(threads)]
+        done = subprocess.run(command, env=os.environ | variables, check=True, stdout=subprocess.PIPE, text=True)
+        rows += [(f"{numbers}, {memory} memory", *rest) for numbers, *rest in json.loads(done.stdout)]
+    headings = ("numbers", "cg.DiagonalRNN, s", "copy, GB/s", "clone, GB/s", "arrays, GB", "arrays at copy rate, s")
+    headings += ("cg / arrays", *(f"{how} loop, s" for how in LOOPS), *(f"{how} / cg" for how in LOOPS))
     return (
         "## A diagonal recurrence\n\n"
         f"`cg.DiagonalRNN(1, {UNITS})` over {STEPS} steps of {ROWS} rows, forward and backward on {threads} threads, "
-        "float32 and complex64. *Arrays* counts each array as often as it has to cross memory: the states written on "
-        "the way forward and read on the way back, their cotangents read, the inputs read twice and their gradient "
-        "written. *Copy* is `target.copy_(source)` of 537 MB, bytes read and written; *copy to new memory* is "
-        "`source.clone()`, where the system has to find pages first, as it has to for the layer's outputs. *Loop* is "
-        f"the recurrence in Python with autograd, every step's input projected in the step; *hoisted loop*, all inputs "
-        f"projected before it. Both are timed over {LOOP_STEPS} steps and multiplied by {STEPS // LOOP_STEPS}.\n\n"
+        "float32 and complex64. *Arrays* are the five that such a recurrence streams, of T B H numbers each: forward "
+        "the projected inputs and the states, back the states' cotangents, the states again and the projected inputs' "
+        "cotangent; the kernels keep the first and the last in blocks that do not leave the cache. *Copy* is "
+        "`target.copy_(source)` of 537 MB between arrays touched before, bytes read and written; *clone* is "
+        "`source.clone()`. With *kept memory* the C library's allocator holds on to what is freed, so that outputs lie "
+        "where the last call's did; with *new memory*, its default, the system has to find and clear pages for the "
+        "states in every call, as it has to for a clone. The *loops* are the recurrence in Python with autograd: "
+        "*indexed* takes `inputs[t]` in each step, whose way back fills a gradient as long as all inputs every time; "
+        "*iterated* goes over the inputs; *hoisted* projects all of them before it. They are timed over "
+        f"{', '.join(map(str, LOOPS.values()))} steps and multiplied by what is missing to {STEPS}.\n\n"
         + markdown(headings, rows)
     )
+
+
+if __name__ == "__main__":
+    torch.set_flush_denormal(True)
+    print(json.dumps(measure(*map(int, sys.argv[1:]))))
