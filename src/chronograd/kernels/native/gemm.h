@@ -6,7 +6,7 @@
 #else
 #define WIDE 2
 #endif
-#define AT_ONCE 256 /* depth of a pass: a panel of it stays in L2, a tile's rows in L1 */
+#define AT_ONCE 512 /* depth of a pass: a panel of it stays in L2, a tile's rows in L1 */
 #define GROUP 16    /* tiles whose rows are laid out together */
 
 static INLINE int NAME(wide)(int64_t width, int64_t column) {
@@ -82,7 +82,7 @@ static void NAME(rows)(const Rows *p, int id, int team) {
     Vec tile[TALLEST * 4];
     const REAL *rows[TALLEST], *bias = p->bias;
     const int64_t first = p->height * id / team, last = p->height * (id + 1) / team;
-    const int64_t deep = 4 * AT_ONCE;
+    const int64_t deep = 2 * AT_ONCE;
     if (NAME(thin_rows)(p, first, last)) return;
     for (int64_t begin = 0; begin < p->depth; begin += deep) {
         const int64_t depth = p->depth - begin < deep ? p->depth - begin : deep;
