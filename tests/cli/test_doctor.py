@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -28,6 +29,31 @@ def test_without_kernels_it_says_what_to_install(cli, monkeypatch):
     monkeypatch.setattr(library, "PLACE", library.PLACE.with_name("gone.so"))
     monkeypatch.delenv("CHRONOGRAD_NATIVE", raising=False)
     assert "install gcc or clang" in json.loads(cli("doctor", "--json").out)["kernels"]
+
+
+def test_kernels_that_are_off_or_do_not_load_are_told_apart(cli, monkeypatch, tmp_path):
+    broken = tmp_path / "broken.so"
+    broken.write_text("no library")
+    for value, expected in (("", "turned off"), (str(broken), "does not load; install chronograd again")):
+        monkeypatch.setenv("CHRONOGRAD_NATIVE", value)
+        library.library.cache_clear()
+        code, out, err = cli("doctor", "--json")
+        assert (code, err) == (0, "") and expected in json.loads(out)["kernels"]
+    library.library.cache_clear()
+
+
+def test_layers_run_where_the_library_does_not_load(tmp_path):
+    broken = tmp_path / "broken.so"
+    broken.write_text("no library")
+    program = "import torch, chronograd as cg; print(cg.GRU(2, 3)(torch.randn(4, 1, 2))[0].shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CHRONOGRAD_NATIVE": str(broken)},
+        check=True,
+    )
+    assert "torch.Size([4, 1, 3])" in done.stdout and done.stderr.count("do not load") == 1
 
 
 def test_layers_warn_once_where_the_kernels_are_missing(tmp_path):

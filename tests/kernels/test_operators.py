@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, jacrev, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import chronograd as cg
 from chronograd.kernels import library
@@ -79,6 +80,16 @@ def test_compiled_whole(model):
     expected, state = model(x)
     close([out, plain], [expected, expected])
     close(found, torch.autograd.grad(expected.sum() + sum(part.sum() for part in state), leaves))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_tracers_see_the_operator(model):
+    x = sequence(5, 2, 3)
+    traced = make_fx(lambda x: model(x)[0])(x)
+    assert "chronograd.layer" in traced.code
+    close([traced(2 * x)], [model(2 * x)[0]])
+    if isinstance(model, cg.LinearRNN | cg.DiagonalRNN):
+        close([torch.jit.trace(model, (x,))(2 * x)[0]], [model(2 * x)[0]])
 
 
 def test_fake_tensors_give_shapes():

@@ -34,19 +34,26 @@ def look() -> dict[str, Any]:
     ['GPU', 'chronograd']
     """
     import platform
+    import warnings
 
     import torch
 
-    from chronograd.kernels.library import NOT_BUILT, find, isas, library
+    from chronograd.kernels.library import NOT_BUILT, find, isas, library, turned_off
 
     place = find()
-    native = library() if place is not None else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        native = library() if place is not None else None
+    if place is None:
+        kernels = "turned off by CHRONOGRAD_NATIVE" if turned_off() else NOT_BUILT
+    else:
+        kernels = str(place) if native is not None else f"{place} does not load; install chronograd again"
     return {
         "chronograd": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "kernels": str(place) if place is not None else NOT_BUILT,
+        "kernels": kernels,
         "instructions": None if native is None else isas(native)[-1],
     }

@@ -105,7 +105,12 @@ class Relu(Tanh):
         torch.addmm(views[0], state[0], weight, out=new[0]).relu_()
 
     def factors(self, kept: Tensor, before: State, after: State) -> State:
-        return ((after[0] > 0).to(after[0].dtype),)
+        return (after[0] <= 0,)
+
+    def backward(self, delta: State, factors: State, product: Tensor, drive: Tensor) -> tuple[Tensor | None, ...]:
+        # Not a product: 0 times what is not finite is not 0.
+        product.copy_(delta[0]).masked_fill_(factors[0], 0)
+        return (None,)
 
 
 class Linear(_Dense):

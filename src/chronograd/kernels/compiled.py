@@ -23,6 +23,7 @@ State = tuple[Tensor, ...]
 
 KINDS = {"tanh": 0, "relu": 1, "linear": 2, "gru": 3, "lstm": 4, "diagonal": 5}
 COMPLEX_DIAGONAL = 6
+BLOCKS = {"gru": 3, "lstm": 4}
 SPLITS = ("auto", "rows", "units")
 FORWARD, BACK = 0, 1
 
@@ -77,7 +78,8 @@ def forward(
     x, weight_ih, weight, states = _plain(x), _plain(weight_ih), _plain(weight), tuple(map(_plain, states))
     bias_ih, bias = _plain_or_none(bias_ih), _plain_or_none(bias)
     crossings = Crossings(*map(_plain_or_none, crossings))
-    steps, rows, inputs = x.shape
+    _check(kind, x, weight_ih, bias_ih, weight, bias, states, crossings)
+    steps, rows = x.shape[:2]
     size = weight.shape[-1]
     path = tuple(weight.new_empty(steps, rows, size) for _ in range(parts))
     kept = weight.new_empty(steps, rows, 4 * size) if keep and CELLS[kind].kept else None
@@ -184,6 +186,39 @@ def _layer(
         fresh=states[parts].data_ptr() if fresh else None,
         fresh_c=states[-1].data_ptr() if two and fresh else None,
     )
+
+
+def _check(
+    kind: str,
+    x: Tensor,
+    weight_ih: Tensor,
+    bias_ih: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    states: State,
+    crossings: Crossings,
+) -> None:
+    """Raise where a shape or dtype is another than the kernels will read."""
+    steps, rows, inputs = x.shape
+    size = weight.shape[-1]
+    across = BLOCKS.get(kind, 1) * size
+    parts = CELLS[kind].parts
+    wanted = [
+        ("weight_ih", weight_ih, (across, inputs)),
+        ("weight", weight, (size,) if kind == "diagonal" else (across, size)),
+    ]
+    wanted += [(name, part, (across,)) for name, part in (("bias_ih", bias_ih), ("bias", bias)) if part is not None]
+    wanted += [("state", part, (rows, size)) for part in states[:parts]]
+    wanted += [("fresh state", part, (part.shape[0], size)) for part in states[parts:]]
+    for name, part, shape in wanted:
+        if part.shape != shape or part.dtype != x.dtype:
+            raise RuntimeError(
+                f"a {kind} layer of {size} units on {inputs} features: {name} must be {shape} of {x.dtype}, "
+                f"not {tuple(part.shape)} of {part.dtype}"
+            )
+    for name, part in zip(Crossings._fields, crossings):
+        if part is not None and part.shape != (steps, rows):
+            raise RuntimeError(f"{name} must be (T, B) = {(steps, rows)}, not {tuple(part.shape)}")
 
 
 def _call(layer: Layer, way: int, choice: Choice) -> None:

@@ -57,17 +57,27 @@ class _Fused(torch.autograd.Function):
         path, kept = compiled.forward(kind, x, weight_ih, bias_ih, weight, bias, states, crossings, keep, choice)
         if keep:
             ctx.set_materialize_grads(False)
-            ctx.kind, ctx.crossings, ctx.choice = kind, crossings, choice
-            ctx.save_for_backward(x, weight_ih, weight, kept, *path, *states)
+            ctx.kind, ctx.choice = kind, choice
+            ctx.save_for_backward(x, weight_ih, weight, kept, *crossings, *path, *states)
         return path if CELLS[kind].parts > 1 else path[0]
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_twice()
-        x, weight_ih, weight, kept, *rest = ctx.saved_tensors
+        x, weight_ih, weight, kept, gates, reset, valid, *rest = ctx.saved_tensors
         path, states = tuple(rest[: len(given)]), tuple(rest[len(given) :])
         wanted = ctx.needs_input_grad[4:9]
         found = compiled.back(
-            ctx.kind, x, weight_ih, weight, states, ctx.crossings, path, kept, given, wanted, ctx.choice
+            ctx.kind,
+            x,
+            weight_ih,
+            weight,
+            states,
+            Crossings(gates, reset, valid),
+            path,
+            kept,
+            given,
+            wanted,
+            ctx.choice,
         )
         return None, None, None, None, *found[:5], *found.states

@@ -88,15 +88,22 @@ def run_projected(
         return reference.run_layer(kind, drive, initial, weight, bias, edges, fresh)
     mixed = torch.is_autocast_enabled("cpu")
     if mixed:
-        # Sums over many steps are kept in the precision of the weights.
+        # Sums over many steps are kept in the precision of the recurrent weight.
         inputs, states = inputs.to(weight.dtype), tuple(part.to(weight.dtype) for part in states)
+        weight_ih = weight_ih.to(weight.dtype)
+        bias_ih, bias = (None if part is None else part.to(weight.dtype) for part in (bias_ih, bias))
     crossings = Crossings() if edges.plain else _crossings(edges, weight, bool(fresh))
     with torch.autocast("cpu", enabled=False) if mixed else nullcontext():
-        if torch.compiler.is_compiling() or any(type(part) is FakeTensor for part in (inputs, weight)):
+        if _watched() or any(type(part) is FakeTensor for part in (inputs, weight)):
             return operators.run(kind, inputs, weight_ih, bias_ih, weight, bias, states, crossings)
         if torch._C._are_functorch_transforms_active():
             return transforms.run(kind, inputs, weight_ih, bias_ih, weight, bias, states, crossings)
         return fused.run(kind, inputs, weight_ih, bias_ih, weight, bias, states, crossings, choice)
+
+
+def _watched() -> bool:
+    """Whether a compiler, a tracer or a mode looks on, which sees operators of torch and nothing else."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _crossings(edges: Edges, weight: Tensor, numbered: bool) -> Crossings:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["ISAS", "NOT_BUILT", "Layer", "find", "isas", "library", "load"]
+__all__ = ["ISAS", "NOT_BUILT", "Layer", "find", "isas", "library", "load", "turned_off"]
 
 ISAS = ("plain", "avx2", "avx512")
 """Instruction sets by number."""
@@ -50,6 +50,11 @@ def find() -> Path | None:
     return place if place is not None and place.is_file() else None
 
 
+def turned_off() -> bool:
+    """Whether ``CHRONOGRAD_NATIVE`` is there and empty."""
+    return os.environ.get("CHRONOGRAD_NATIVE") == ""
+
+
 def load(path: Path) -> ctypes.CDLL:
     """Load the library and hand it torch's own thread pool."""
     native = ctypes.CDLL(str(path))
@@ -80,12 +85,22 @@ def library() -> ctypes.CDLL | None:
     """The library, loaded once; None where there is none.
 
     Warns:
-        UserWarning: once, where it was not built and nobody has turned it off.
+        UserWarning: once, where it was not built and nobody has turned it off, or does not load.
     """
     path = find()
-    if path is None and os.environ.get("CHRONOGRAD_NATIVE") != "":
-        warnings.warn(f"chronograd's compiled kernels: {NOT_BUILT}", stacklevel=2)
-    return None if path is None else load(path)
+    if path is None:
+        if not turned_off():
+            warnings.warn(f"chronograd's compiled kernels: {NOT_BUILT}", stacklevel=2)
+        return None
+    try:
+        return load(path)
+    except (OSError, AttributeError) as error:
+        warnings.warn(
+            f"chronograd's compiled kernels do not load ({error}), so recurrent layers run in plain torch, several "
+            "times slower; install chronograd again",
+            stacklevel=2,
+        )
+        return None
 
 
 def isas(native: ctypes.CDLL) -> list[str]:

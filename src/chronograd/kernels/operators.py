@@ -34,7 +34,8 @@ def run(
     crossings: Crossings,
 ) -> State:
     """The states after every step, (T, B, H) each; arguments of ``compiled.forward``."""
-    keep = torch.is_grad_enabled()
+    # A trace is replayed with gradients and without.
+    keep = torch.is_grad_enabled() or torch.jit.is_tracing()
     out = torch.ops.chronograd.layer(kind, x, weight_ih, bias_ih, weight, bias, list(states), *crossings, keep)
     return tuple(out[: CELLS[kind].parts])
 

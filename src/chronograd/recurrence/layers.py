@@ -1,8 +1,8 @@
-"""``RNN``, ``GRU`` and ``LSTM``: torch's layers, with one matrix product for each weight gradient.
+"""``RNN``, ``GRU`` and ``LSTM``: torch's layers, with large matrix products for the weight gradients.
 
 They take the arguments and the ``state_dict`` of ``torch.nn.RNN``, ``GRU`` and ``LSTM`` and give the same numbers.
-The way back stores the states once, walks back once, and forms dL/dW_hh from all steps and rows in one product
-(E13), where torch adds up one small product for each step. On a GPU and in half precision torch's own functions run
+The states are stored once and walked back once, and dL/dW_hh comes from products over many steps and rows (E13), where
+torch adds up one small product for each step. On a GPU and in half precision torch's own functions run
 (``torch_layers``), with gates and resets the same loop in plain torch.
 """
 

@@ -49,7 +49,7 @@ static INLINE void NAME(back_point)(const int kind, const Job *job, int64_t t, i
         }
         if (kind == KIND_RELU) {
             Vec h = GET(job->path[0], state);
-            dh *= (Vec)((Int)all(1) & (h > 0));
+            dh = (Vec)((Int)dh & ~(h <= 0)); /* what is not a number passes, as in torch */
         }
         PUT(job->product, out, dh);
     }

@@ -162,6 +162,8 @@ static void point(Walk *w, int64_t begin, int64_t end) {
 /* How many threads the region of a block has: as many as its loop over time or its products can use. */
 static int64_t threads_of(const Walk *w) {
     const Layer *l = w->layer;
+    /* A loop that splits the units meets in every step: nobody else may wait meanwhile. */
+    if (w->job.plan.by_units) return w->job.plan.threads;
     const int64_t depth = w->inputs + (w->way == WAY_BACK && l->weight_back && !w->diagonal ? w->size : 0);
     const double work = (double)((w->end - w->begin) * l->rows) * (double)w->outputs * (double)depth;
     return most(w->job.plan.threads, work > WORTH_SHARING ? l->threads : 1);
