@@ -19,12 +19,15 @@ from layer_case import KINDS, Case, can, isas
         ("tanh", (2, 3, 20, 1500)),
         ("lstm", (3, 2, 300, 6)),
         ("gru", (2, 2, 400, 5)),
+        ("lstm", (30, 20, 300, 600)),
         ("diagonal", (700, 2, 33, 1)),
         ("diagonal", (700, 2, 9, 7)),
     ],
 )
 def test_products_of_great_depth_and_long_blocks(native, kind, shape):
-    """More than a pass of any loop: features and blocks of units beyond 1024, a diagonal block beyond 256 steps."""
+    """More than a pass of any loop: features and blocks of units beyond 1024, a diagonal block beyond 256 steps, a
+    result of a million numbers.
+    """
     Case(kind, shape).check(Choice(native=native))
     if kind == "diagonal":
         Case(kind, shape, True).check(Choice(native=native))

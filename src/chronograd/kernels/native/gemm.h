@@ -6,7 +6,7 @@
 #else
 #define WIDE 2
 #endif
-#define AT_ONCE 512 /* depth of a pass: a panel of it stays in L2, a tile's rows in L1 */
+#define DEEP 1024 /* depth of a pass of rows: a panel of it stays in L2 */
 #define GROUP 16    /* tiles whose rows are laid out together */
 
 static INLINE int NAME(wide)(int64_t width, int64_t column) {
@@ -82,10 +82,9 @@ static void NAME(rows)(const Rows *p, int id, int team) {
     Vec tile[TALLEST * 4];
     const REAL *rows[TALLEST], *bias = p->bias;
     const int64_t first = p->height * id / team, last = p->height * (id + 1) / team;
-    const int64_t deep = 2 * AT_ONCE;
     if (NAME(thin_rows)(p, first, last)) return;
-    for (int64_t begin = 0; begin < p->depth; begin += deep) {
-        const int64_t depth = p->depth - begin < deep ? p->depth - begin : deep;
+    for (int64_t begin = 0; begin < p->depth; begin += DEEP) {
+        const int64_t depth = p->depth - begin < DEEP ? p->depth - begin : DEEP;
         /* Rows in passes, so that they stay in L2 from one panel to the next. */
         for (int64_t from = first; from < last; from += 96) {
             const int64_t until = from + 96 < last ? from + 96 : last;
@@ -124,14 +123,23 @@ TURNED(3)
 TURNED(4)
 static const Tiler NAME(turned)[5] = {NULL, NAME(turned_1), NAME(turned_2), NAME(turned_3), NAME(turned_4)};
 
-#define SLOT (FULL * AT_ONCE + LANES) /* a tile's rows, and what the last store writes past them */
+/* Depth of a pass of columns: a tile's rows stay in L1. A large result leaves the cache between passes, so it has fewer
+   of them; a small one is spared the memory. */
+static INLINE int64_t NAME(pass)(const Columns *p) {
+    int64_t numbers = 0;
+    for (int64_t i = 0; i < p->count; i++) numbers += p->part[i].height * p->part[i].right.width;
+    return numbers > (1 << 20) ? 512 : 256;
+}
+
+/* Numbers of a tile's rows, and what the last store writes past them. */
+static INLINE int64_t NAME(slot)(const Columns *p) { return FULL * NAME(pass)(p) + LANES; }
 
 static INLINE int64_t NAME(across)(int64_t width) { return (width + LANES - 1) / LANES * LANES; }
 
 /* Bytes of one thread's scratch: a pass of every b in panels and the rows of a group. */
 static int64_t NAME(scratch)(const Columns *p) {
-    int64_t numbers = GROUP * SLOT;
-    for (int64_t i = 0; i < p->count; i++) numbers += AT_ONCE * NAME(across)(p->part[i].right.width);
+    int64_t numbers = GROUP * NAME(slot)(p);
+    for (int64_t i = 0; i < p->count; i++) numbers += NAME(pass)(p) * NAME(across)(p->part[i].right.width);
     return (numbers * (int64_t)sizeof(REAL) + 4095) / 4096 * 4096;
 }
 
@@ -140,6 +148,7 @@ static int64_t NAME(scratch)(const Columns *p) {
 static void NAME(gather)(const Columns *p, const REAL *a, int64_t depth, int64_t from, int64_t until, int more,
                          REAL *out) {
     Vec sums[GROUP];
+    const int64_t slot = NAME(slot)(p);
     const int count = (int)(until - from);
     for (int t = 0; t < count; t++) sums[t] = (Vec){0};
     for (int64_t k = 0; k < depth; k++) {
@@ -148,7 +157,7 @@ static void NAME(gather)(const Columns *p, const REAL *a, int64_t depth, int64_t
         for (int t = 0; t < count; t++) {
             Vec v = load_some(row + t * FULL, some_of(left - t * FULL));
             sums[t] += v;
-            store(out + t * SLOT + k * FULL, v);
+            store(out + t * slot + k * FULL, v);
         }
     }
     if (p->sums)
@@ -163,11 +172,12 @@ static void NAME(gather)(const Columns *p, const REAL *a, int64_t depth, int64_t
 static void NAME(dense_columns)(const Columns *p, int id, int team) {
     Vec tile[TALLEST * 4];
     REAL *group = (REAL *)((char *)p->scratch + id * NAME(scratch)(p)), *panels[2];
-    panels[0] = group + GROUP * SLOT;
-    panels[1] = panels[0] + AT_ONCE * NAME(across)(p->part[0].right.width);
+    const int64_t pass = NAME(pass)(p), slot = NAME(slot)(p);
+    panels[0] = group + GROUP * slot;
+    panels[1] = panels[0] + pass * NAME(across)(p->part[0].right.width);
     const int64_t count = (p->height + FULL - 1) / FULL, first = count * id / team, last = count * (id + 1) / team;
-    for (int64_t begin = 0; begin < p->depth && first < last; begin += AT_ONCE) {
-        const int64_t depth = p->depth - begin < AT_ONCE ? p->depth - begin : AT_ONCE;
+    for (int64_t begin = 0; begin < p->depth && first < last; begin += pass) {
+        const int64_t depth = p->depth - begin < pass ? p->depth - begin : pass;
         const int more = p->more || begin > 0;
         for (int64_t i = 0; i < p->count; i++) NAME(lay_panels)(&p->part[i].right, begin, depth, panels[i], 0, 1);
         for (int64_t from = first; from < last; from += GROUP) {
@@ -178,7 +188,7 @@ static void NAME(dense_columns)(const Columns *p, int id, int team) {
                 for (int64_t column = 0; column < across; column += WIDE * LANES) {
                     const int width = NAME(wide)(across, column);
                     for (int64_t t = from; t < until; t++) {
-                        const REAL *rows = group + (t - from) * SLOT;
+                        const REAL *rows = group + (t - from) * slot;
                         /* Rows of the tile that belong to this product. */
                         const int64_t row = t * FULL - p->part[i].from, left = height - row;
                         const int skip = row < 0 ? (int)-row : 0, end = left < FULL ? (int)left : FULL;

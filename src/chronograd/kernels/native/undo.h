@@ -58,7 +58,6 @@
 #undef BY_WIDTH
 #undef TOTAL
 #undef FULL
-#undef AT_ONCE
+#undef DEEP
 #undef GROUP
 #undef TURNED
-#undef SLOT
