@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import chronograd as cg
 from chronograd.kernels import library
+from chronograd.measure.cost import PeakBytes
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason="the kernels are not built")
 
@@ -153,3 +154,12 @@ def test_second_derivatives_and_forward_mode_are_refused():
         grad(lambda x: grad(lambda x: model(x)[0].sum())(x).sum())(x)
     with pytest.raises(NotImplementedError, match="jvp"):
         torch.func.jvp(lambda x: model(x)[0], (x,), (x,))
+
+
+def test_the_way_back_of_the_operator_makes_no_zeros_for_what_is_kept():
+    """Alive at once: the states (1), what is kept (4), cotangents of the states and their sum (at most 2)."""
+    steps, rows, size = 100, 8, 16
+    model, x = cg.GRU(2, size), torch.randn(steps, rows, 2)
+    with PeakBytes() as count:
+        torch.autograd.grad(model(x)[0].square().sum(), list(model.parameters()))
+    assert count.peak < 8 * 4 * steps * rows * size

@@ -106,6 +106,7 @@ def _(kind, x, weight_ih, weight, states, gates, reset, valid, path, kept, given
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     kind, x, weight_ih, _, weight, _, states, gates, reset, valid, keep = inputs
     ctx.kind, ctx.count, ctx.keep = kind, len(states), keep
+    ctx.set_materialize_grads(False)  # nobody wants zeros as large as what is kept
     ctx.save_for_backward(x, weight_ih, weight, gates, reset, valid, *states, *output)
 
 
