@@ -157,9 +157,9 @@ def test_second_derivatives_and_forward_mode_are_refused():
 
 
 def test_the_way_back_of_the_operator_makes_no_zeros_for_what_is_kept():
-    """Alive at once: the states (1), what is kept (4), cotangents of the states and their sum (at most 2)."""
+    """Alive at once: the states (1) and what is kept (4), beside small weights."""
     steps, rows, size = 100, 8, 16
-    model, x = cg.GRU(2, size), torch.randn(steps, rows, 2)
+    model, x, cotangent = cg.GRU(2, size), torch.randn(steps, rows, 2), torch.randn(steps, rows, size)
     with PeakBytes() as count:
-        torch.autograd.grad(model(x)[0].square().sum(), list(model.parameters()))
-    assert count.peak < 8 * 4 * steps * rows * size
+        torch.autograd.grad(model(x)[0], list(model.parameters()), cotangent)
+    assert count.peak < 6 * 4 * steps * rows * size
