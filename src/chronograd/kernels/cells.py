@@ -98,7 +98,7 @@ class Tanh(_Dense):
         return (None,)
 
 
-class Relu(Tanh):
+class Relu(_Dense):
     """h' = max(0, drive + W h)."""
 
     def forward(self, views: State, state: State, weight: Tensor, bias: Tensor | None, new: State) -> None:

@@ -34,6 +34,8 @@ from .states import RowDims, check_state, detach, find_row_dims, leaves, tree_ma
 __all__ = ["Recurrence", "adapt", "hidden_steps"]
 
 Tree = Any
+# Rows up to which stretches gain side by side (``few_rows``): cells in a loop, torch's layers, its LSTM.
+FEW, FEW_IN_TORCH, FEW_IN_LSTM = 32, 8, 4
 _ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _ATTENDS = "attends over time"
 _OWN = (RNN, GRU, LSTM, LinearRNN, DiagonalRNN)
@@ -155,7 +157,7 @@ class Recurrence:
 
         Where the modules alone rule it out, the model is not run to look at it.
         """
-        most = 8 if self._has(nn.RNNBase) and not self._has(nn.RNNCellBase, Recurrent) else 32
+        most = FEW_IN_TORCH if self._has(nn.RNNBase) and not self._has(nn.RNNCellBase, Recurrent) else FEW
         return rows <= most and rows <= self.few_rows
 
     @property
@@ -167,7 +169,7 @@ class Recurrence:
         """
         if self.layout is None or self.folds:
             return 0
-        return 32 if not self.native else 4 if "lstm" in self.layout.origins else 8
+        return FEW if not self.native else FEW_IN_LSTM if "lstm" in self.layout.origins else FEW_IN_TORCH
 
     @property
     def native(self) -> bool:

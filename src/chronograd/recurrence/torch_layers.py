@@ -12,8 +12,6 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from chronograd.kernels.layer import serves
-
 __all__ = ["run_in_torch", "torch_serves"]
 
 State = tuple[Tensor, ...]
@@ -29,7 +27,7 @@ def torch_serves(kind: str, weight: Tensor) -> bool:
     (True, False)
     """
     ours = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-    return not ours and kind in _FUNCTIONS and not serves(kind, weight)
+    return not ours and kind in _FUNCTIONS
 
 
 def run_in_torch(

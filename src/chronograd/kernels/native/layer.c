@@ -53,9 +53,7 @@ typedef struct {
     Job job;
     Rows rows;
     Columns columns;
-    int64_t threads;       /* of a block */
-    Right projection;      /* weight_ih */
-    int64_t project_depth; /* of its panels */
+    Right projection; /* weight_ih */
     /* Where things lie in the room. */
     char *packed, *panels, *bias, *zeros, *block, *scratch, *sums, *as_reals, *as_reals_back;
     int packing;
@@ -83,6 +81,17 @@ static int64_t lay_out(Walk *w, char *room) {
     return bytes;
 }
 
+/* One more weight whose gradient comes from the columns: the recurrent one, then that of the inputs. */
+static void add_part(Walk *w, int64_t width, int64_t from, void *out) {
+    const int recurrent = out == w->layer->weight_back;
+    w->columns.part[w->columns.count].right = (Right){.stride = width, .width = width};
+    w->columns.part[w->columns.count].from = from;
+    w->columns.part[w->columns.count].height = w->outputs;
+    /* The kernel's order is n, r, z. */
+    w->columns.part[w->columns.count].turn = recurrent && w->layer->kind == KIND_GRU ? w->size : 0;
+    w->columns.part[w->columns.count++].out = out;
+}
+
 static Walk walk_of(const Layer *l, int way) {
     Walk w = {.layer = l, .table = chronograd_table(l->isa, l->real), .way = way};
     w.diagonal = l->kind >= KIND_DIAGONAL;
@@ -99,21 +108,9 @@ static Walk walk_of(const Layer *l, int way) {
                   .steps = l->steps, .rows = l->rows, .size = l->size, .drive_stride = w.across,
                   .fresh = {l->fresh[0], l->fresh[1]}, .fresh_back = {l->fresh_back[0], l->fresh_back[1]}};
     w.job.plan = chronograd_plan(&w.job, way);
-    /* The columns: the recurrent weight's gradient, then that of the inputs' weight. */
     w.columns = (Columns){.height = w.across, .a_stride = w.across};
-    if (way == WAY_BACK && !w.diagonal && l->weight_back) {
-        w.columns.part[w.columns.count].right = (Right){.stride = w.size, .width = w.size, .fresh = l->fresh[0]};
-        w.columns.part[w.columns.count].height = w.outputs;
-        /* The kernel's order is n, r, z. */
-        w.columns.part[w.columns.count].turn = l->kind == KIND_GRU ? w.size : 0;
-        w.columns.part[w.columns.count++].out = l->weight_back;
-    }
-    if (way == WAY_BACK && l->weight_ih_back) {
-        w.columns.part[w.columns.count].right = (Right){.stride = w.inputs, .width = w.inputs};
-        w.columns.part[w.columns.count].from = w.across - w.outputs;
-        w.columns.part[w.columns.count].height = w.outputs;
-        w.columns.part[w.columns.count++].out = l->weight_ih_back;
-    }
+    if (way == WAY_BACK && !w.diagonal && l->weight_back) add_part(&w, w.size, 0, l->weight_back);
+    if (way == WAY_BACK && l->weight_ih_back) add_part(&w, w.inputs, w.across - w.outputs, l->weight_ih_back);
     return w;
 }
 
@@ -218,7 +215,7 @@ static void prepare(Walk *w) {
 }
 
 /* The room is the caller's again. */
-static void finish(Walk *w) { ASAN_UNPOISON_MEMORY_REGION(w->layer->room, lay_out(w, NULL)); }
+static void give_back(Walk *w) { ASAN_UNPOISON_MEMORY_REGION(w->layer->room, lay_out(w, NULL)); }
 
 void chronograd_forward(const Layer *l) {
     if (!l->steps || !l->rows || !l->size) return;
@@ -249,7 +246,7 @@ void chronograd_forward(const Layer *l) {
         w.packing = begin == 0;
         chronograd_team(threads_of(&w), forward, &w);
     }
-    finish(&w);
+    give_back(&w);
 }
 
 /* What the rows of a block were taken from: the states one step before, the initial ones before step 0. */
@@ -259,6 +256,7 @@ static Right before_block(const Walk *w, Right right) {
     right.first = l->initial[0];
     right.firsts = w->begin ? 0 : l->rows;
     right.numbers = w->job.reset;
+    right.fresh = l->fresh[0];
     return right;
 }
 
@@ -317,5 +315,5 @@ void chronograd_back(const Layer *l) {
         memcpy(l->bias_back, w.bias + last, weights - last);
         memcpy((char *)l->bias_back + weights - last, w.bias, last);
     }
-    finish(&w);
+    give_back(&w);
 }

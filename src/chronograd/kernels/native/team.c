@@ -59,7 +59,6 @@ void chronograd_team(int64_t threads, void (*work)(void *, int, int), void *argu
 }
 
 static inline void pause_a_little(unsigned spins) {
-    if (spins < 200) return;
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
