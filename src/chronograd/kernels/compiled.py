@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from operator import is_
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from .cells import CELLS
 from .library import ISAS, Layer, library
 from .workspace import room
 
-__all__ = ["Choice", "Crossings", "back", "forward"]
+__all__ = ["Call", "Choice", "Crossings", "back", "forward"]
 
 State = tuple[Tensor, ...]
 
@@ -50,42 +51,61 @@ class Crossings(NamedTuple):
     valid: Tensor | None = None
 
 
-def forward(
-    kind: str,
-    x: Tensor,
-    weight_ih: Tensor,
-    bias_ih: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    states: State,
-    crossings: Crossings,
-    keep: bool,
-    choice: Choice = AUTO,
-) -> tuple[State, Tensor | None]:
-    """Run one layer over all steps.
+class Call(NamedTuple):
+    """What one layer is run on.
 
-    Args:
-        kind: a name in ``CELLS``.
-        x: (T, B, d), T at least 1.
-        weight_ih: (G, d); ``weight`` (G, H), or (H,) for the diagonal kinds; biases (G,) or None.
-        states: the initial ones, (B, H) each, then the fresh ones, (R, H) each, where there are any.
-        keep: whether the way back will be walked.
+    ``kind`` is a name in ``CELLS``; ``x`` (T, B, d), T at least 1; ``weight_ih`` (G, d); ``weight`` (G, H), or (H,) for
+    the diagonal kinds; biases (G,) or None. ``states`` are the initial ones, (B, H) each, then the fresh ones, (R, H)
+    each, where there are any.
+    """
+
+    kind: str
+    x: Tensor
+    weight_ih: Tensor
+    bias_ih: Tensor | None
+    weight: Tensor
+    bias: Tensor | None
+    crossings: Crossings
+    states: State
+
+    @property
+    def flat(self) -> tuple[Any, ...]:
+        """The same one after the other, as nodes of autograd take it."""
+        return (*self[:6], *self.crossings, *self.states)
+
+    @classmethod
+    def of(cls, kind: str, *rest: Any) -> Call:
+        """From what ``flat`` gave."""
+        x, weight_ih, bias_ih, weight, bias, gates, reset, valid, *states = rest
+        return cls(kind, x, weight_ih, bias_ih, weight, bias, Crossings(gates, reset, valid), tuple(states))
+
+    @property
+    def without_biases(self) -> Call:
+        """What the way back needs of it."""
+        return self._replace(bias_ih=None, bias=None)
+
+    def plain(self) -> Call:
+        """The same numbers as they lie in memory one after the other."""
+        given = self.flat[1:]
+        plain = tuple(map(_plain, given))
+        return self if all(map(is_, plain, given)) else Call.of(self.kind, *plain)
+
+
+def forward(call: Call, keep: bool, choice: Choice = AUTO) -> tuple[State, Tensor | None]:
+    """Run one layer over all steps; ``keep`` says whether the way back will be walked.
 
     Returns:
         The states after every step, (T, B, H) each, and what the way back needs beside them, (T, B, 4H), or None.
     """
-    parts = CELLS[kind].parts
-    x, weight_ih, weight, states = _plain(x), _plain(weight_ih), _plain(weight), tuple(map(_plain, states))
-    bias_ih, bias = _plain_or_none(bias_ih), _plain_or_none(bias)
-    crossings = Crossings(*map(_plain_or_none, crossings))
-    _check(kind, x, weight_ih, bias_ih, weight, bias, states, crossings)
-    steps, rows = x.shape[:2]
-    size = weight.shape[-1]
-    path = tuple(weight.new_empty(steps, rows, size) for _ in range(parts))
-    kept = weight.new_empty(steps, rows, 4 * size) if keep and CELLS[kind].kept else None
-    layer = _layer(kind, x, weight_ih, weight, states, crossings, path, kept, choice)
-    layer.bias_ih, layer.bias = _at(bias_ih), _at(bias)
-    _call(layer, FORWARD, choice)
+    call = call.plain()
+    _check(call)
+    steps, rows = call.x.shape[:2]
+    weight, size = call.weight, call.weight.shape[-1]
+    path = tuple(weight.new_empty(steps, rows, size) for _ in range(CELLS[call.kind].parts))
+    kept = weight.new_empty(steps, rows, 4 * size) if keep and CELLS[call.kind].kept else None
+    layer = _layer(call, path, kept, choice)
+    layer.bias_ih, layer.bias = _at(call.bias_ih), _at(call.bias)
+    _run(layer, FORWARD, choice)
     return path, kept
 
 
@@ -101,12 +121,7 @@ class Gradients(NamedTuple):
 
 
 def back(
-    kind: str,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight: Tensor,
-    states: State,
-    crossings: Crossings,
+    call: Call,
     path: State,
     kept: Tensor | None,
     given: Sequence[Tensor | None],
@@ -116,53 +131,42 @@ def back(
     """Walk back over all steps.
 
     Args:
-        path: and ``kept``, from ``forward``; the others are its arguments.
+        call: as ``forward`` took it; its biases are not looked at.
+        path: and ``kept``, from ``forward``.
         given: cotangents of the path, (T, B, H) each, None for 0.
         wanted: of which of x, weight_ih, bias_ih, weight and bias the gradients are wanted.
     """
-    parts = CELLS[kind].parts
-    x, weight_ih, weight, states = _plain(x), _plain(weight_ih), _plain(weight), tuple(map(_plain, states))
-    given = tuple(map(_plain_or_none, given))
-    path, kept = tuple(map(_plain, path)), _plain_or_none(kept)
-    crossings = Crossings(*map(_plain_or_none, crossings))
+    call = call.plain()
+    given, path, kept = tuple(map(_plain, given)), tuple(map(_plain, path)), _plain(kept)
+    weight, states, parts = call.weight, call.states, CELLS[call.kind].parts
     across = weight.shape[0]
-    dx = torch.empty_like(x) if wanted[0] else None
-    dweight_ih = torch.empty_like(weight_ih) if wanted[1] else None
+    dx = torch.empty_like(call.x) if wanted[0] else None
+    dweight_ih = torch.empty_like(call.weight_ih) if wanted[1] else None
     dbias_ih = weight.new_empty(across) if wanted[2] else None
     dweight = torch.empty_like(weight) if wanted[3] else None
     dbias = weight.new_empty(across) if wanted[4] else None
     dstates = tuple(map(torch.empty_like, states[:parts])) + tuple(map(torch.zeros_like, states[parts:]))
-    layer = _layer(kind, x, weight_ih, weight, states, crossings, path, kept, choice)
-    layer.given, layer.given_c = _at(given[0]), _at(given[1]) if parts > 1 else None
-    layer.initial_back, layer.initial_c_back = dstates[0].data_ptr(), dstates[1].data_ptr() if parts > 1 else None
-    if len(states) > parts:
-        layer.fresh_back, layer.fresh_c_back = dstates[parts].data_ptr(), _at(dstates[-1]) if parts > 1 else None
+    layer = _layer(call, path, kept, choice)
+    layer.given, layer.given_c = _pair(given, parts)
+    layer.initial_back, layer.initial_c_back = _pair(dstates, parts)
+    layer.fresh_back, layer.fresh_c_back = _pair(dstates[parts:], parts)
     layer.x_back, layer.weight_ih_back, layer.weight_back = _at(dx), _at(dweight_ih), _at(dweight)
     layer.bias_ih_back, layer.bias_back = _at(dbias_ih), _at(dbias)
-    _call(layer, BACK, choice)
+    _run(layer, BACK, choice)
     return Gradients(dx, dweight_ih, dbias_ih, dweight, dbias, dstates)
 
 
-def _layer(
-    kind: str,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight: Tensor,
-    states: State,
-    crossings: Crossings,
-    path: State,
-    kept: Tensor | None,
-    choice: Choice,
-) -> Layer:
+def _layer(call: Call, path: State, kept: Tensor | None, choice: Choice) -> Layer:
     """What both ways hand over. Whoever calls keeps the tensors alive."""
-    complex_ = weight.is_complex()
-    if complex_ and kind != "diagonal":
-        raise TypeError(f"the compiled kernels have no complex {kind!r} recurrence, only the diagonal one")
-    parts = CELLS[kind].parts
-    steps, rows, inputs = x.shape
-    two, fresh = parts > 1, len(states) > parts
+    weight, parts = call.weight, CELLS[call.kind].parts
+    if weight.is_complex() and call.kind != "diagonal":
+        raise TypeError(f"the compiled kernels have no complex {call.kind!r} recurrence, only the diagonal one")
+    steps, rows, inputs = call.x.shape
+    initial, initial_c = _pair(call.states, parts)
+    fresh, fresh_c = _pair(call.states[parts:], parts)
+    after, after_c = _pair(path, parts)
     return Layer(
-        kind=COMPLEX_DIAGONAL if complex_ else KINDS[kind],
+        kind=COMPLEX_DIAGONAL if weight.is_complex() else KINDS[call.kind],
         real=int(weight.dtype in (torch.float64, torch.complex128)),
         isa=-1 if choice.isa is None else ISAS.index(choice.isa),
         threads=torch.get_num_threads(),
@@ -172,37 +176,28 @@ def _layer(
         rows=rows,
         inputs=inputs,
         size=weight.shape[-1],
-        x=x.data_ptr(),
-        weight_ih=weight_ih.data_ptr(),
+        x=call.x.data_ptr(),
+        weight_ih=call.weight_ih.data_ptr(),
         weight=weight.data_ptr(),
-        initial=states[0].data_ptr(),
-        initial_c=states[1].data_ptr() if two else None,
-        path=path[0].data_ptr(),
-        path_c=path[1].data_ptr() if two else None,
+        initial=initial,
+        initial_c=initial_c,
+        path=after,
+        path_c=after_c,
         kept=_at(kept),
-        gates=_at(crossings.gates),
-        reset=_at(crossings.reset),
-        valid=_at(crossings.valid),
-        fresh=states[parts].data_ptr() if fresh else None,
-        fresh_c=states[-1].data_ptr() if two and fresh else None,
+        gates=_at(call.crossings.gates),
+        reset=_at(call.crossings.reset),
+        valid=_at(call.crossings.valid),
+        fresh=fresh,
+        fresh_c=fresh_c,
     )
 
 
-def _check(
-    kind: str,
-    x: Tensor,
-    weight_ih: Tensor,
-    bias_ih: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    states: State,
-    crossings: Crossings,
-) -> None:
+def _check(call: Call) -> None:
     """Raise where a shape or dtype is another than the kernels will read."""
+    kind, x, weight_ih, bias_ih, weight, bias, crossings, states = call
     steps, rows, inputs = x.shape
-    size = weight.shape[-1]
+    size, parts = weight.shape[-1], CELLS[kind].parts
     across = BLOCKS.get(kind, 1) * size
-    parts = CELLS[kind].parts
     wanted = [
         ("weight_ih", weight_ih, (across, inputs)),
         ("weight", weight, (size,) if kind == "diagonal" else (across, size)),
@@ -221,7 +216,7 @@ def _check(
             raise RuntimeError(f"{name} must be (T, B) = {(steps, rows)}, not {tuple(part.shape)}")
 
 
-def _call(layer: Layer, way: int, choice: Choice) -> None:
+def _run(layer: Layer, way: int, choice: Choice) -> None:
     native = choice.native or library()
     if native is None:
         raise RuntimeError("chronograd's compiled kernels are not built")
@@ -234,12 +229,21 @@ def _at(part: Tensor | None) -> int | None:
     return None if part is None else part.data_ptr()
 
 
-def _plain(part: Tensor) -> Tensor:
+def _pair(states: Sequence[Tensor | None], parts: int) -> tuple[int | None, int | None]:
+    """The addresses of h and c, where there are any."""
+    return _at(states[0]) if states else None, _at(states[1]) if states and parts > 1 else None
+
+
+@overload
+def _plain(part: Tensor) -> Tensor: ...
+
+
+@overload
+def _plain(part: Tensor | None) -> Tensor | None: ...
+
+
+def _plain(part: Tensor | None) -> Tensor | None:
     """The same numbers as they lie in memory one after the other."""
-    if part.is_contiguous() and not part.is_neg() and not part.is_conj():
+    if part is None or (part.is_contiguous() and not part.is_neg() and not part.is_conj()):
         return part
     return part.resolve_conj().resolve_neg().contiguous()
-
-
-def _plain_or_none(part: Tensor | None) -> Tensor | None:
-    return None if part is None else _plain(part)

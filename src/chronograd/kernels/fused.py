@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import compiled
 from .cells import CELLS
-from .compiled import AUTO, Choice, Crossings
+from .compiled import AUTO, Call, Choice
 from .reference import refuse_twice
 
 __all__ = ["run"]
@@ -21,63 +21,28 @@ __all__ = ["run"]
 State = tuple[Tensor, ...]
 
 
-def run(
-    kind: str,
-    x: Tensor,
-    weight_ih: Tensor,
-    bias_ih: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    states: State,
-    crossings: Crossings,
-    choice: Choice = AUTO,
-) -> State:
-    """The states after every step, (T, B, H) each; arguments of ``compiled.forward``."""
-    keep = torch.is_grad_enabled()
-    path = _Fused.apply(kind, crossings, choice, keep, x, weight_ih, bias_ih, weight, bias, *states)
-    return path if CELLS[kind].parts > 1 else (path,)  # pyright: ignore[reportReturnType]
+def run(call: Call, choice: Choice = AUTO) -> State:
+    """The states after every step, (T, B, H) each."""
+    path = _Fused.apply(choice, torch.is_grad_enabled(), *call.flat)
+    return path if CELLS[call.kind].parts > 1 else (path,)  # pyright: ignore[reportReturnType]
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        kind: str,
-        crossings: Crossings,
-        choice: Choice,
-        keep: bool,
-        x: Tensor,
-        weight_ih: Tensor,
-        bias_ih: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        *states: Tensor,
-    ):
+    def forward(ctx: Any, choice: Choice, keep: bool, *flat: Any):
+        call = Call.of(*flat)
         keep = keep and any(ctx.needs_input_grad)
-        path, kept = compiled.forward(kind, x, weight_ih, bias_ih, weight, bias, states, crossings, keep, choice)
+        path, kept = compiled.forward(call, keep, choice)
         if keep:
             ctx.set_materialize_grads(False)
-            ctx.kind, ctx.choice = kind, choice
-            ctx.save_for_backward(x, weight_ih, weight, kept, *crossings, *path, *states)
-        return path if CELLS[kind].parts > 1 else path[0]
+            ctx.kind, ctx.choice = call.kind, choice
+            ctx.save_for_backward(kept, *path, *call.without_biases.flat[1:])
+        return path if len(path) > 1 else path[0]  # pyright: ignore[reportGeneralTypeIssues]
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_twice()
-        x, weight_ih, weight, kept, gates, reset, valid, *rest = ctx.saved_tensors
-        path, states = tuple(rest[: len(given)]), tuple(rest[len(given) :])
-        wanted = ctx.needs_input_grad[4:9]
-        found = compiled.back(
-            ctx.kind,
-            x,
-            weight_ih,
-            weight,
-            states,
-            Crossings(gates, reset, valid),
-            path,
-            kept,
-            given,
-            wanted,
-            ctx.choice,
-        )
-        return None, None, None, None, *found[:5], *found.states
+        kept, *rest = ctx.saved_tensors
+        path, call = tuple(rest[: len(given)]), Call.of(ctx.kind, *rest[len(given) :])
+        found = compiled.back(call, path, kept, given, ctx.needs_input_grad[3:8], ctx.choice)
+        return None, None, None, *found[:5], None, None, None, *found.states

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from . import fused, operators, reference, transforms
 from .cells import fold_biases
-from .compiled import AUTO, Choice, Crossings
+from .compiled import AUTO, Call, Choice, Crossings
 from .edges import Edges
 from .library import library
 
@@ -93,12 +93,13 @@ def run_projected(
         weight_ih = weight_ih.to(weight.dtype)
         bias_ih, bias = (None if part is None else part.to(weight.dtype) for part in (bias_ih, bias))
     crossings = Crossings() if edges.plain else _crossings(edges, weight, bool(fresh))
+    call = Call(kind, inputs, weight_ih, bias_ih, weight, bias, crossings, states)
     with torch.autocast("cpu", enabled=False) if mixed else nullcontext():
         if _watched() or any(type(part) is FakeTensor for part in (inputs, weight)):
-            return operators.run(kind, inputs, weight_ih, bias_ih, weight, bias, states, crossings)
+            return operators.run(call)
         if torch._C._are_functorch_transforms_active():
-            return transforms.run(kind, inputs, weight_ih, bias_ih, weight, bias, states, crossings)
-        return fused.run(kind, inputs, weight_ih, bias_ih, weight, bias, states, crossings, choice)
+            return transforms.run(call)
+        return fused.run(call, choice)
 
 
 def _watched() -> bool:
@@ -108,11 +109,11 @@ def _watched() -> bool:
 
 def _crossings(edges: Edges, weight: Tensor, numbered: bool) -> Crossings:
     """Gates, resets and frozen rows as the kernels take them."""
-    gates = None if edges.gates is None else edges.gates.to(weight.real.dtype).contiguous()
+    gates = None if edges.gates is None else edges.gates.to(weight.real.dtype)
     reset = None
     if edges.reset is not None:
         # Without fresh states the numbers only say where.
         reset = edges.fresh_rows() if numbered else edges.reset.to(torch.int32) - 1
-        reset = reset.to(torch.int32).contiguous()  # pyright: ignore[reportOptionalMemberAccess]
-    valid = None if edges.valid is None else edges.valid.to(torch.uint8).contiguous()
+        reset = reset.to(torch.int32)  # pyright: ignore[reportOptionalMemberAccess]
+    valid = None if edges.valid is None else edges.valid.to(torch.uint8)
     return Crossings(gates, reset, valid)

@@ -1,4 +1,5 @@
-"""The compiled kernels as operators of torch, for what sees operators only: ``torch.compile`` and fake tensors.
+"""The compiled kernels as operators of torch, for what sees operators only: ``torch.compile``, fake tensors,
+tracers, modes.
 
 ``chronograd::layer`` runs a layer forward, ``chronograd::layer_back`` walks it back; both are opaque to the compiler.
 Plain eager calls take ``fused`` instead: the same two calls, without the 130 microseconds that an operator whose kernel
@@ -15,29 +16,20 @@ from torch import Tensor
 
 from . import compiled
 from .cells import CELLS
-from .compiled import Crossings
-from .reference import refuse_twice
+from .compiled import Call, Crossings
+from .reference import not_twice
 
 __all__ = ["run"]
 
 State = tuple[Tensor, ...]
 
 
-def run(
-    kind: str,
-    x: Tensor,
-    weight_ih: Tensor,
-    bias_ih: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    states: State,
-    crossings: Crossings,
-) -> State:
-    """The states after every step, (T, B, H) each; arguments of ``compiled.forward``."""
+def run(call: Call) -> State:
+    """The states after every step, (T, B, H) each."""
     # A trace is replayed with gradients and without.
     keep = torch.is_grad_enabled() or torch.jit.is_tracing()
-    out = torch.ops.chronograd.layer(kind, x, weight_ih, bias_ih, weight, bias, list(states), *crossings, keep)
-    return tuple(out[: CELLS[kind].parts])
+    out = torch.ops.chronograd.layer(*call[:6], list(call.states), *call.crossings, keep)
+    return tuple(out[: CELLS[call.kind].parts])
 
 
 @torch.library.custom_op("chronograd::layer", mutates_args=(), device_types="cpu")
@@ -55,9 +47,8 @@ def layer(
     keep: bool,
 ) -> list[Tensor]:
     """The path, and what the way back needs beside it."""
-    path, kept = compiled.forward(
-        kind, x, weight_ih, bias_ih, weight, bias, tuple(states), Crossings(gates, reset, valid), keep
-    )
+    call = Call(kind, x, weight_ih, bias_ih, weight, bias, Crossings(gates, reset, valid), tuple(states))
+    path, kept = compiled.forward(call, keep)
     return [*path] if kept is None else [*path, kept]
 
 
@@ -77,9 +68,8 @@ def layer_back(
     wanted: list[bool],
 ) -> list[Tensor]:
     """The wanted gradients of x, weight_ih, bias_ih, weight and bias, then those of the states."""
-    found = compiled.back(
-        kind, x, weight_ih, weight, tuple(states), Crossings(gates, reset, valid), tuple(path), kept, given, wanted
-    )
+    call = Call(kind, x, weight_ih, None, weight, None, Crossings(gates, reset, valid), tuple(states))
+    found = compiled.back(call, tuple(path), kept, given, wanted)
     return [part for part, want in zip(found[:5], wanted) if want and part is not None] + list(found.states)
 
 
@@ -131,7 +121,7 @@ layer.register_autograd(_walk_back, setup_context=_remember)
 
 
 def _no_second(ctx: Any, given: Sequence[Tensor | None]) -> None:
-    refuse_twice()
+    raise not_twice()
 
 
 # Reached only where the way back is itself differentiated.

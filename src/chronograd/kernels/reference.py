@@ -23,7 +23,7 @@ from .cells import CELLS, Cell, fold_biases
 from .edges import Edges
 from .walk import walk_back
 
-__all__ = ["refuse_twice", "run_layer"]
+__all__ = ["not_twice", "refuse_twice", "run_layer"]
 
 State = tuple[Tensor, ...]
 
@@ -70,17 +70,18 @@ def run_layer(
     return out if cell.parts > 1 else (out,)  # pyright: ignore[reportReturnType]
 
 
-def refuse_twice() -> None:
-    """Raise where a way back is itself to be differentiated.
+def not_twice() -> RuntimeError:
+    """The refusal to differentiate a way back, naming the remedy."""
+    return RuntimeError(
+        "a recurrent layer of chronograd, or one of torch under gates, cannot be differentiated twice "
+        "(create_graph=True); cells in a loop can: cg.Recurrent(torch.nn.GRUCell(d, H))"
+    )
 
-    Raises:
-        RuntimeError: naming the remedy.
-    """
+
+def refuse_twice() -> None:
+    """Raise ``not_twice`` where a way back is recorded to be itself differentiated."""
     if torch.is_grad_enabled():
-        raise RuntimeError(
-            "a recurrent layer of chronograd, or one of torch under gates, cannot be differentiated twice "
-            "(create_graph=True); cells in a loop can: cg.Recurrent(torch.nn.GRUCell(d, H))"
-        )
+        raise not_twice()
 
 
 class _Layer(torch.autograd.Function):

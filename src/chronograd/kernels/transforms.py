@@ -17,52 +17,41 @@ from torch.autograd import Function
 
 from . import compiled
 from .cells import CELLS
-from .compiled import Crossings
-from .reference import refuse_twice
+from .compiled import Call
+from .reference import not_twice
 
 __all__ = ["run"]
 
 State = tuple[Tensor, ...]
 
 
-def run(
-    kind: str,
-    x: Tensor,
-    weight_ih: Tensor,
-    bias_ih: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    states: State,
-    crossings: Crossings,
-) -> State:
-    """The states after every step, (T, B, H) each; arguments of ``compiled.forward``."""
-    out = _Layer.apply(kind, x, weight_ih, bias_ih, weight, bias, *crossings, *states)
-    return out[: CELLS[kind].parts]  # pyright: ignore[reportOptionalSubscript]
+def run(call: Call) -> State:
+    """The states after every step, (T, B, H) each."""
+    out = _Layer.apply(*call.flat)
+    return out[: CELLS[call.kind].parts]  # pyright: ignore[reportOptionalSubscript]
 
 
 class _Layer(Function):
-    """(kind, x, weight_ih, bias_ih, weight, bias, gates, reset, valid, *states) -> (*path, kept)."""
+    """``Call.flat`` -> (*path, kept)."""
 
     @staticmethod
-    def forward(kind: str, *given: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight_ih, bias_ih, weight, bias = given[:5]
-        crossings, states = Crossings(*given[5:8]), given[8:]
-        path, kept = compiled.forward(kind, x, weight_ih, bias_ih, weight, bias, states, crossings, keep=True)
+    def forward(*flat: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
+        path, kept = compiled.forward(Call.of(*flat), keep=True)
         return (*path, kept) if kept is not None else path
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: State) -> None:
-        kind, x, weight_ih, _, weight, _, *crossings_and_states = inputs
-        ctx.kind, ctx.parts = kind, CELLS[kind].parts
-        ctx.states = len(crossings_and_states) - 3
+        call = Call.of(*inputs).without_biases
+        ctx.kind, ctx.parts = call.kind, CELLS[call.kind].parts
         ctx.mark_non_differentiable(*output[ctx.parts :])
-        ctx.save_for_backward(x, weight_ih, weight, *crossings_and_states, *output)
+        ctx.set_materialize_grads(False)  # nobody wants zeros as large as what is kept
+        ctx.save_for_backward(*output, *call.flat[1:])
 
     @staticmethod
-    def backward(ctx: Any, *given: Tensor):
-        x, weight_ih, weight, *rest = ctx.saved_tensors
+    def backward(ctx: Any, *given: Tensor | None):
         wanted = ctx.needs_input_grad[1:6]
-        found = iter(_Back.apply(ctx.kind, wanted, ctx.states, x, weight_ih, weight, *rest, *given[: ctx.parts]))  # pyright: ignore
+        given, outputs = given[: ctx.parts], len(given)
+        found = iter(_Back.apply(wanted, outputs, ctx.kind, *given, *ctx.saved_tensors))  # pyright: ignore
         return None, *(next(found) if want else None for want in wanted), None, None, None, *found
 
     @staticmethod
@@ -86,15 +75,14 @@ class _Layer(Function):
 
 
 class _Back(Function):
-    """(kind, wanted, states, x, weight_ih, weight, gates, reset, valid, *states, *path, kept, *given) -> gradients."""
+    """(wanted, number of outputs of ``_Layer``, kind, *given, *outputs, *rest of ``Call.flat``) -> gradients."""
 
     @staticmethod
-    def forward(kind: str, wanted: Sequence[bool], states: int, x: Any, weight_ih: Any, weight: Any, *given: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(wanted: Sequence[bool], outputs: int, kind: str, *rest: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
         parts = CELLS[kind].parts
-        crossings, rest = Crossings(*given[:3]), given[3:]
-        path, after = rest[states : states + parts], rest[states + parts :]
-        kept, cotangents = after[0] if len(after) > parts else None, after[-parts:]
-        found = compiled.back(kind, x, weight_ih, weight, rest[:states], crossings, path, kept, cotangents, wanted)
+        given, path, kept = rest[:parts], rest[parts : 2 * parts], rest[2 * parts : parts + outputs]
+        call = Call.of(kind, *rest[parts + outputs :])
+        found = compiled.back(call, path, kept[0] if kept else None, given, wanted)
         return (*(part for part, want in zip(found[:5], wanted) if want), *found.states)
 
     @staticmethod
@@ -103,8 +91,7 @@ class _Back(Function):
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor):
-        with torch.enable_grad():
-            refuse_twice()
+        raise not_twice()
 
     @staticmethod
     def vmap(info: Any, in_dims: Sequence[Any], *given: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
