@@ -79,12 +79,22 @@ class Case:
             lambda c: reference.run_layer(c.kind, c.drive(), c.initial, c.weight, c.bias, c.edges, c.fresh)
         )
 
-    def projected(self, choice):
-        return self.gives(
-            lambda c: run_projected(
-                c.kind, c.x, c.weight_ih, c.bias_ih, c.initial, c.weight, c.bias, c.edges, c.fresh, choice
-            )
+    def path(self, choice):
+        return run_projected(
+            self.kind,
+            self.x,
+            self.weight_ih,
+            self.bias_ih,
+            self.initial,
+            self.weight,
+            self.bias,
+            self.edges,
+            self.fresh,
+            choice,
         )
+
+    def projected(self, choice):
+        return self.gives(lambda c: c.path(choice))
 
     def check(self, choice):
         expected = self.twin()

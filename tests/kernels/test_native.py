@@ -208,36 +208,14 @@ def test_nothing_is_kept_without_gradients(native):
         case = Case(kind, (9, 3, 7, 4))
         choice = Choice(block=4, native=native)
         with torch.no_grad():
-            path = run_projected(
-                kind,
-                case.x,
-                case.weight_ih,
-                case.bias_ih,
-                case.initial,
-                case.weight,
-                case.bias,
-                case.edges,
-                None,
-                choice,
-            )
+            path = case.path(choice)
         assert path[0].grad_fn is None
         torch.testing.assert_close(path[0], case.projected(choice)[0])
 
 
 def test_the_way_back_may_be_walked_twice_but_not_differentiated(native):
     case = Case("gru", (5, 2, 3, 2))
-    path = run_projected(
-        "gru",
-        case.x,
-        case.weight_ih,
-        case.bias_ih,
-        case.initial,
-        case.weight,
-        case.bias,
-        case.edges,
-        None,
-        Choice(native=native),
-    )
+    path = case.path(Choice(native=native))
     first = torch.autograd.grad(path[0].sum(), case.weight, retain_graph=True)
     second = torch.autograd.grad(path[0].sum(), case.weight, retain_graph=True)
     assert torch.equal(first[0], second[0])

@@ -118,14 +118,14 @@ def test_gradients_of_relu_take_what_is_not_finite_as_torch_does(native, bad, wh
 
 
 def test_more_threads_than_a_split_can_use(native):
-    """In a process of its own: threads that wait for each other would wait for ever."""
+    """In a process of its own: threads that wait for each other would wait for ever. 17 units are at most 5 vectors."""
     program = (
         "import torch\n"
         "from chronograd.kernels import Edges, run_projected\n"
         "from chronograd.kernels.compiled import Choice\n"
-        "torch.set_num_threads(3)\n"
-        "x, w, z = torch.randn(400, 1, 30, requires_grad=True), torch.randn(32, 32) / 6, torch.zeros(1, 32)\n"
-        "rest = (x, torch.ones(32, 30), None, (z,), w, None, Edges(), None)\n"
+        "torch.set_num_threads(6)\n"
+        "x, w, z = torch.randn(400, 1, 64, requires_grad=True), torch.randn(17, 17) / 6, torch.zeros(1, 17)\n"
+        "rest = (x, torch.ones(17, 64), None, (z,), w, None, Edges(), None)\n"
         "out = [run_projected('tanh', *rest, Choice(None, split))[0] for split in ('units', 'rows')]\n"
         "grads = [torch.autograd.grad(part.sum(), x)[0] for part in out]\n"
         "torch.testing.assert_close(*out); torch.testing.assert_close(*grads)\n"
@@ -137,18 +137,7 @@ def test_gates_changed_before_the_way_back_are_noticed(native):
     case = Case("gru", (5, 3, 7, 2))
     gates = torch.full((5, 3), 0.5, dtype=torch.float64)
     case.edges = Edges(gates)
-    path = run_projected(
-        "gru",
-        case.x,
-        case.weight_ih,
-        case.bias_ih,
-        case.initial,
-        case.weight,
-        case.bias,
-        case.edges,
-        None,
-        Choice(native=native),
-    )
+    path = case.path(Choice(native=native))
     gates.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         path[0].sum().backward()
@@ -165,7 +154,18 @@ def test_shapes_and_dtypes_that_the_kernels_would_misread_are_refused(native):
     ):
         given = {"weight_ih": good, "weight": weight, "bias": None, "initial": (z,)} | bad
         with pytest.raises(RuntimeError, match="must be"):
-            run_projected("gru", x, given["weight_ih"], None, given["initial"], given["weight"], given["bias"], Edges())
+            run_projected(
+                "gru",
+                x,
+                given["weight_ih"],
+                None,
+                given["initial"],
+                given["weight"],
+                given["bias"],
+                Edges(),
+                None,
+                Choice(native=native),
+            )
     with pytest.raises(RuntimeError, match="must be"):
         torch.ops.chronograd.layer("gru", x.double(), good, None, weight, None, [z], None, None, None, True)
 

@@ -147,6 +147,14 @@ def test_jacobian():
     close([jacrev(lambda x: model(x)[0])(x)], [expected])
 
 
+def test_the_operator_refuses_second_derivatives_however_they_are_asked_for():
+    x = torch.randn(4, 2, 3, requires_grad=True)
+    call = ("tanh", x, torch.randn(5, 3), None, torch.randn(5, 5), None, [torch.zeros(2, 5)], None, None, None, True)
+    first = torch.autograd.grad(torch.ops.chronograd.layer(*call)[0].sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="differentiated twice"):
+        first.sum().backward()
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_second_derivatives_and_forward_mode_are_refused():
     model, x = cg.GRU(2, 3), torch.randn(4, 2, 2)
