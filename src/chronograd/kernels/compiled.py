@@ -80,9 +80,9 @@ class Call(NamedTuple):
         return cls(kind, x, weight_ih, bias_ih, weight, bias, Crossings(gates, reset, valid), tuple(states))
 
     @property
-    def without_biases(self) -> Call:
-        """What the way back needs of it."""
-        return self._replace(bias_ih=None, bias=None)
+    def remembered(self) -> Call:
+        """What the way back needs of it: no biases, but for the diagonal recurrence, whose states it computes again."""
+        return self if self.kind == "diagonal" else self._replace(bias_ih=None, bias=None)
 
     def plain(self) -> Call:
         """The same numbers as they lie in memory one after the other."""
@@ -103,9 +103,7 @@ def forward(call: Call, keep: bool, choice: Choice = AUTO) -> tuple[State, Tenso
     weight, size = call.weight, call.weight.shape[-1]
     path = tuple(weight.new_empty(steps, rows, size) for _ in range(CELLS[call.kind].parts))
     kept = weight.new_empty(steps, rows, 4 * size) if keep and CELLS[call.kind].kept else None
-    layer = _layer(call, path, kept, choice)
-    layer.bias_ih, layer.bias = _at(call.bias_ih), _at(call.bias)
-    _run(layer, FORWARD, choice)
+    _run(_layer(call, path, kept, choice), FORWARD, choice)
     return path, kept
 
 
@@ -131,7 +129,7 @@ def back(
     """Walk back over all steps.
 
     Args:
-        call: as ``forward`` took it; its biases are not looked at.
+        call: as ``forward`` took it, or what of it is ``remembered``.
         path: and ``kept``, from ``forward``.
         given: cotangents of the path, (T, B, H) each, None for 0.
         wanted: of which of x, weight_ih, bias_ih, weight and bias the gradients are wanted.
@@ -178,7 +176,9 @@ def _layer(call: Call, path: State, kept: Tensor | None, choice: Choice) -> Laye
         size=weight.shape[-1],
         x=call.x.data_ptr(),
         weight_ih=call.weight_ih.data_ptr(),
+        bias_ih=_at(call.bias_ih),
         weight=weight.data_ptr(),
+        bias=_at(call.bias),
         initial=initial,
         initial_c=initial_c,
         path=after,

@@ -36,7 +36,7 @@ class _Fused(torch.autograd.Function):
         if keep:
             ctx.set_materialize_grads(False)
             ctx.kind, ctx.choice = call.kind, choice
-            ctx.save_for_backward(kept, *path, *call.without_biases.flat[1:])
+            ctx.save_for_backward(kept, *path, *call.remembered.flat[1:])
         return path if len(path) > 1 else path[0]  # pyright: ignore[reportGeneralTypeIssues]
 
     @staticmethod

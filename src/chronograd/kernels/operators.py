@@ -57,7 +57,9 @@ def layer_back(
     kind: str,
     x: Tensor,
     weight_ih: Tensor,
+    bias_ih: Tensor | None,
     weight: Tensor,
+    bias: Tensor | None,
     states: list[Tensor],
     gates: Tensor | None,
     reset: Tensor | None,
@@ -68,7 +70,7 @@ def layer_back(
     wanted: list[bool],
 ) -> list[Tensor]:
     """The wanted gradients of x, weight_ih, bias_ih, weight and bias, then those of the states."""
-    call = Call(kind, x, weight_ih, None, weight, None, Crossings(gates, reset, valid), tuple(states))
+    call = Call(kind, x, weight_ih, bias_ih, weight, bias, Crossings(gates, reset, valid), tuple(states))
     found = compiled.back(call, tuple(path), kept, given, wanted)
     return [part for part, want in zip(found[:5], wanted) if want and part is not None] + list(found.states)
 
@@ -81,7 +83,7 @@ def _(kind, x, weight_ih, bias_ih, weight, bias, states, gates, reset, valid, ke
 
 
 @layer_back.register_fake
-def _(kind, x, weight_ih, weight, states, gates, reset, valid, path, kept, given, wanted):  # type: ignore[no-untyped-def]
+def _(kind, x, weight_ih, bias_ih, weight, bias, states, gates, reset, valid, path, kept, given, wanted):  # type: ignore[no-untyped-def]
     across = weight.shape[0]
     found = (
         lambda: x.new_empty(x.shape),
@@ -94,24 +96,26 @@ def _(kind, x, weight_ih, weight, states, gates, reset, valid, path, kept, given
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    kind, x, weight_ih, _, weight, _, states, gates, reset, valid, keep = inputs
-    ctx.kind, ctx.count, ctx.keep = kind, len(states), keep
+    kind, *given, states, gates, reset, valid, ctx.keep = inputs
+    call = Call.of(kind, *given, gates, reset, valid, *states).remembered
+    ctx.kind = kind
     ctx.set_materialize_grads(False)  # nobody wants zeros as large as what is kept
-    ctx.save_for_backward(x, weight_ih, weight, gates, reset, valid, *states, *output)
+    ctx.save_for_backward(*output, *call.flat[1:])
 
 
 def _walk_back(ctx: Any, given: Sequence[Tensor | None]) -> tuple[Any, ...]:
     parts, needs = CELLS[ctx.kind].parts, ctx.needs_input_grad
     if CELLS[ctx.kind].kept and not ctx.keep:
         raise RuntimeError("chronograd::layer was called with keep=False and cannot be walked back; call it with True")
-    x, weight_ih, weight, gates, reset, valid, *rest = ctx.saved_tensors
-    states, output = rest[: ctx.count], rest[ctx.count :]
-    path, kept = output[:parts], output[parts] if CELLS[ctx.kind].kept else None
+    saved = ctx.saved_tensors
+    outputs = parts + bool(CELLS[ctx.kind].kept)
+    path, kept = list(saved[:parts]), saved[parts] if CELLS[ctx.kind].kept else None
+    call = Call.of(ctx.kind, *saved[outputs:])
     wanted = [needs[number] for number in (1, 2, 3, 4, 5)]
     cotangents = [torch.zeros_like(p) if part is None else part for part, p in zip(given, path)]
     found = iter(
         torch.ops.chronograd.layer_back(
-            ctx.kind, x, weight_ih, weight, states, gates, reset, valid, path, kept, cotangents, wanted
+            *call[:6], list(call.states), *call.crossings, path, kept, cotangents, wanted
         )
     )
     return None, *(next(found) if want else None for want in wanted), list(found), None, None, None, None

@@ -41,7 +41,7 @@ class _Layer(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: State) -> None:
-        call = Call.of(*inputs).without_biases
+        call = Call.of(*inputs).remembered
         ctx.kind, ctx.parts = call.kind, CELLS[call.kind].parts
         ctx.mark_non_differentiable(*output[ctx.parts :])
         ctx.set_materialize_grads(False)  # nobody wants zeros as large as what is kept

@@ -6,10 +6,11 @@
 #include "edges.h"
 #include "forward.h"
 #include "back.h"
+#include "pairs.h"
 #include "diagonal.h"
 
 static const Table NAME(table) = {
     LANES,      REGISTERS,  NAME(pack), NAME(forward), NAME(back), NAME(diagonal_forward), NAME(diagonal_back),
-    NAME(panels), NAME(rows), NAME(columns), NAME(scratch), NAME(add), NAME(finish), NAME(complex_as_reals),
-    NAME(reals_as_complex), NAME(apply),
+    NAME(diagonal_scratch), NAME(finish), NAME(complex_as_reals), NAME(reals_as_complex), NAME(panels), NAME(rows),
+    NAME(columns), NAME(scratch), NAME(add), NAME(apply),
 };

@@ -19,6 +19,10 @@ static const int32_t first_lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0,
 #define FIRST(count) _mm256_loadu_si256((const __m256i *)(first_lanes + 8 - (count)))
 #define LOAD_SOME_FLOAT(from, count) _mm256_maskload_ps(from, FIRST(count))
 #define LOAD_SOME_DOUBLE(from, count) _mm256_maskload_pd(from, FIRST(2 * (count)))
+/* Past the caches, and a wait until all is there. */
+#define STORE_AROUND_FLOAT(to, v) _mm256_stream_ps(to, v)
+#define STORE_AROUND_DOUBLE(to, v) _mm256_stream_pd(to, v)
+#define STORED_AROUND() _mm_sfence()
 #include "body.h"
 #ifdef __clang__
 #pragma clang attribute pop

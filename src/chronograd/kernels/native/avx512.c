@@ -21,6 +21,10 @@
 #define STORE_SOME_FLOAT(to, count, v) _mm512_mask_storeu_ps(to, (__mmask16)FIRST(count), v)
 #define LOAD_SOME_DOUBLE(from, count) _mm512_maskz_loadu_pd((__mmask8)FIRST(count), from)
 #define STORE_SOME_DOUBLE(to, count, v) _mm512_mask_storeu_pd(to, (__mmask8)FIRST(count), v)
+/* Past the caches, and a wait until all is there. */
+#define STORE_AROUND_FLOAT(to, v) _mm512_stream_ps(to, v)
+#define STORE_AROUND_DOUBLE(to, v) _mm512_stream_pd(to, v)
+#define STORED_AROUND() _mm_sfence()
 #include "body.h"
 #ifdef __clang__
 #pragma clang attribute pop

@@ -1,6 +1,12 @@
 /* Where the rows of a step come from, and how rows and panels are shared out. */
 
-/* The state part (h or c) that row b takes into step t: the one before, the first one, or a fresh one. */
+/* The state part (h or c) that row b carries up to step t. */
+static INLINE const REAL *NAME(carried)(const Job *job, int part, int64_t t, int64_t b) {
+    if (t == 0) return (const REAL *)job->initial[part] + b * job->size;
+    return (const REAL *)job->path[part] + ((t - 1) * job->rows + b) * job->size;
+}
+
+/* The one that it takes into step t: that, or a fresh one. */
 static INLINE const REAL *NAME(before)(const Job *job, int part, int64_t t, int64_t b) {
     if (job->reset) {
         int32_t number = ((const int32_t *)job->reset)[t * job->rows + b];
@@ -9,8 +15,7 @@ static INLINE const REAL *NAME(before)(const Job *job, int part, int64_t t, int6
             return fresh ? fresh + number * job->size : job->zeros;
         }
     }
-    if (t == 0) return (const REAL *)job->initial[part] + b * job->size;
-    return (const REAL *)job->path[part] + ((t - 1) * job->rows + b) * job->size;
+    return NAME(carried)(job, part, t, b);
 }
 #define before NAME(before)
 

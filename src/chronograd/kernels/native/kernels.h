@@ -42,7 +42,7 @@ typedef struct {
     const void *valid;    /* (T, B) uint8: 0 freezes the row */
     const void *fresh[2]; /* (R, H): initial states of the rows that start anew; NULL is zeros */
 
-    /* The way back only. */
+    /* The way back only, for which biases matter to the diagonal kinds alone. */
     const void *given[2];  /* (T, B, H): cotangents of the path */
     void *initial_back[2]; /* cotangents of the arrays above, in their shapes */
     void *fresh_back[2];
@@ -59,11 +59,11 @@ typedef struct {
 /* One block of time of a layer: consecutive steps. Strides count numbers between one row (t, b) and the next one. */
 typedef struct {
     int64_t kind, real, isa, threads, split;
-    int64_t steps, rows, size; /* T, B, H */
+    int64_t steps, rows, size; /* T, B, H; the diagonal kinds: reals */
     Plan plan;
 
     const void *packed; /* the recurrent weight as Table.pack wrote it; lambda (H,) for the diagonal kinds */
-    const void *bias;   /* (G,), added to the product inside the GRU; NULL elsewhere */
+    const void *bias;   /* (G,), added to the product inside the GRU; (H,) to the drive of depth; else NULL */
 
     const void *drive; /* (T, B, G); may be the same memory as kept (GRU, LSTM) or path[0] (others) */
     int64_t drive_stride;
@@ -81,8 +81,20 @@ typedef struct {
                       drive, so that columns 0..3H belong to the product and H..4H to the drive */
     int64_t product_stride;
     void *fresh_back[2]; /* those that reset in this block are written */
-    void *weight_back;   /* diagonal kinds: (threads, H) of double (complex: pairs), added to; may be NULL */
+
+    /* Diagonal kinds, whose `size` is in reals. With a `depth` the drive and its gradients are theirs: W x + b. */
+    int64_t depth;         /* reals of x, at most THIN; 0: drive and product are used */
+    const void *x;         /* (T, B, depth) */
+    const void *weight_ih; /* (H, depth) */
+    void *x_back;          /* like x, or NULL */
+    void *sums;            /* (threads, sums_stride) of double, added to: of lambda (H,), of the bias (H,) and of the
+                              weight (H, depth) where there is a depth; NULL: only without depth */
+    int64_t sums_stride;
+    void *scratch; /* (threads, scratch_bytes) */
+    int64_t scratch_bytes;
 } Job;
+
+#define THIN 4 /* numbers of a product's side that is too thin for register tiles */
 
 /* The right side of a product: rows of N numbers. */
 typedef struct {
@@ -131,16 +143,17 @@ typedef struct {
     void (*back)(const Job *, int id, int team);
     void (*diagonal_forward)(const Job *, int id, int team);
     void (*diagonal_back)(const Job *, int id, int team);
+    int64_t (*diagonal_scratch)(void); /* bytes for a thread */
+    void (*finish)(int64_t count, const double *sums, int64_t stride, int threads, void *out); /* of all threads */
+    /* The complex weight_ih (H, d) as reals (2H, 2d) that take pairs to pairs, and back for its gradient. */
+    void (*complex_as_reals)(const Layer *, void *out);
+    void (*reals_as_complex)(const Layer *, const void *reals);
     /* b (K, N) with K = depth into panels, or with `turned` its transpose: rows then has N rows of K numbers. */
     void (*panels)(const Right *rows, int64_t depth, int turned, void *out, int id, int team);
     void (*rows)(const Rows *, int id, int team);
     void (*columns)(const Columns *, int id, int team);
     int64_t (*scratch)(const Columns *); /* bytes for a thread */
     void (*add)(int64_t count, const void *a, const void *b, void *out);
-    void (*finish)(const Layer *, const double *sums, int threads); /* weight_back of the diagonal kinds */
-    /* The complex weight_ih (H, d) as reals (2H, 2d) that take pairs to pairs, and back for its gradient. */
-    void (*complex_as_reals)(const Layer *, void *out);
-    void (*reals_as_complex)(const Layer *, const void *reals);
     void (*apply)(int function, int64_t count, const void *in, void *out);
 } Table;
 

@@ -3,7 +3,9 @@
 
    X W_ih^T of all steps is never stored, nor are the cotangents of all products:
 
-       dL/dW_hh += D^T H_before,  dL/dW_ih += D^T X,  dL/dX = D W_ih */
+       dL/dW_hh += D^T H_before,  dL/dW_ih += D^T X,  dL/dX = D W_ih
+
+   A diagonal recurrence on few features does all of this by itself, in one block (diagonal.h). */
 #if defined(__linux__)
 #define _DEFAULT_SOURCE
 #include <sys/mman.h>
@@ -46,7 +48,7 @@ static char *part_of(char *room, int64_t *used, int64_t bytes) {
 typedef struct {
     const Layer *layer;
     const Table *table;
-    int way, diagonal, complex;
+    int way, diagonal, complex, direct; /* direct: the recurrence projects its inputs by itself */
     int64_t number;                /* bytes of a real */
     int64_t size, inputs, outputs; /* reals in a row of states, of x, of projected x: complex numbers are pairs */
     int64_t across, length;        /* reals in a row of the block (outputs; back, GRU: 4H), steps in it */
@@ -55,7 +57,7 @@ typedef struct {
     Columns columns;
     Right projection; /* weight_ih */
     /* Where things lie in the room. */
-    char *packed, *panels, *bias, *zeros, *block, *scratch, *sums, *as_reals, *as_reals_back;
+    char *packed, *panels, *bias, *zeros, *block, *scratch, *sums, *chunks, *as_reals, *as_reals_back;
     int packing;
     int64_t begin, end;
 } Walk;
@@ -68,13 +70,15 @@ static int64_t lay_out(Walk *w, char *room) {
     int64_t bytes = 0;
 #define PLACE(name, count) (w->name = part_of(room, &bytes, count))
     PLACE(packed, w->diagonal ? 0 : w->outputs * up(l->size, lanes) * lanes * w->number);
-    PLACE(panels, up(width, lanes) * lanes * depth * w->number);
+    PLACE(panels, w->direct ? 0 : up(width, lanes) * lanes * depth * w->number);
     PLACE(bias, w->across * w->number);
     PLACE(zeros, w->size * w->number);
     /* Forward, the projected inputs lie where their states or kept blocks will, if there is such a place. */
-    PLACE(block, back || (w->outputs != w->size && !l->kept) ? w->length * l->rows * w->across * w->number : 0);
-    PLACE(scratch, back ? w->table->scratch(&w->columns) * l->threads : 0);
-    PLACE(sums, back && w->diagonal ? l->threads * w->size * (int64_t)sizeof(double) : 0);
+    const int stored = back ? !w->direct : w->outputs != w->size && !l->kept;
+    PLACE(block, stored ? w->length * l->rows * w->across * w->number : 0);
+    PLACE(scratch, back && !w->direct ? w->table->scratch(&w->columns) * l->threads : 0);
+    PLACE(sums, back && w->diagonal ? l->threads * w->job.sums_stride * (int64_t)sizeof(double) : 0);
+    PLACE(chunks, w->diagonal ? l->threads * w->job.scratch_bytes : 0);
     PLACE(as_reals, w->complex ? w->outputs * w->inputs * w->number : 0);
     PLACE(as_reals_back, w->complex && back ? w->outputs * w->inputs * w->number : 0);
 #undef PLACE
@@ -105,12 +109,20 @@ static Walk walk_of(const Layer *l, int way) {
     const int64_t count = most(1, up(l->steps * l->rows, wanted));
     w.length = l->block ? least(l->block, l->steps) : up(l->steps, count);
     w.job = (Job){.kind = l->kind, .real = l->real, .isa = l->isa, .threads = l->threads, .split = l->split,
-                  .steps = l->steps, .rows = l->rows, .size = l->size, .drive_stride = w.across,
+                  .steps = l->steps, .rows = l->rows, .size = w.size, .drive_stride = w.across,
                   .fresh = {l->fresh[0], l->fresh[1]}, .fresh_back = {l->fresh_back[0], l->fresh_back[1]}};
     w.job.plan = chronograd_plan(&w.job, way);
+    if (w.diagonal) {
+        /* Whole rows only: what flows to the inputs is a sum over all units. */
+        w.direct = w.inputs > 0 && w.inputs <= THIN && !w.job.plan.by_units;
+        if (w.direct && !l->block) w.length = l->steps;
+        w.job.depth = w.direct ? w.inputs : 0;
+        w.job.sums_stride = w.size * (w.direct ? 2 + w.inputs : 1);
+        w.job.scratch_bytes = aligned(w.table->diagonal_scratch());
+    }
     w.columns = (Columns){.height = w.across, .a_stride = w.across};
     if (way == WAY_BACK && !w.diagonal && l->weight_back) add_part(&w, w.size, 0, l->weight_back);
-    if (way == WAY_BACK && l->weight_ih_back) add_part(&w, w.inputs, w.across - w.outputs, l->weight_ih_back);
+    if (way == WAY_BACK && l->weight_ih_back && !w.direct) add_part(&w, w.inputs, w.across - w.outputs, l->weight_ih_back);
     return w;
 }
 
@@ -154,13 +166,15 @@ static void point(Walk *w, int64_t begin, int64_t end) {
     }
     job->kept = to(l->kept, begin, 4 * step);
     job->kept_stride = 4 * l->size;
+    job->x = from(l->x, begin * l->rows * w->inputs, w->number);
+    job->x_back = to(l->x_back, begin * l->rows * w->inputs, w->number);
 }
 
 /* How many threads the region of a block has: as many as its loop over time or its products can use. */
 static int64_t threads_of(const Walk *w) {
     const Layer *l = w->layer;
     /* A loop that splits the units meets in every step: nobody else may wait meanwhile. */
-    if (w->job.plan.by_units) return w->job.plan.threads;
+    if ((w->job.plan.by_units && !w->diagonal) || w->direct) return w->job.plan.threads;
     const int64_t depth = w->inputs + (w->way == WAY_BACK && l->weight_back && !w->diagonal ? w->size : 0);
     const double work = (double)((w->end - w->begin) * l->rows) * (double)w->outputs * (double)depth;
     return most(w->job.plan.threads, work > WORTH_SHARING ? l->threads : 1);
@@ -178,8 +192,10 @@ static void lay_weights(Walk *w, int id, int team) {
 static void forward(void *argument, int id, int team) {
     Walk *w = argument;
     if (w->packing) lay_weights(w, id, team);
-    w->table->rows(&w->rows, id, team);
-    chronograd_meet(id, team);
+    if (!w->direct) {
+        w->table->rows(&w->rows, id, team);
+        chronograd_meet(id, team);
+    }
     const int share = (int)least(w->job.plan.threads, team);
     if (id < share) (w->diagonal ? w->table->diagonal_forward : w->table->forward)(&w->job, id, share);
 }
@@ -189,6 +205,7 @@ static void back(void *argument, int id, int team) {
     if (w->packing) lay_weights(w, id, team);
     const int share = (int)least(w->job.plan.threads, team);
     if (id < share) (w->diagonal ? w->table->diagonal_back : w->table->back)(&w->job, id, share);
+    if (w->direct) return;
     chronograd_meet(id, team);
     if (w->rows.out) w->table->rows(&w->rows, id, team);
     if (w->columns.count || w->columns.sums) w->table->columns(&w->columns, id, team);
@@ -208,10 +225,21 @@ static void prepare(Walk *w) {
         w->table->complex_as_reals(l, w->as_reals);
         weight_ih = w->as_reals;
     }
+    w->job.weight_ih = weight_ih;
+    w->job.scratch = w->chunks;
     /* The inputs' weight is (G, d): forward the product wants its transpose. */
+    if (w->direct) return;
     if (w->way == WAY_FORWARD || l->x_back)
         w->projection = (Right){.b = weight_ih, .stride = w->inputs,
                                 .width = w->way == WAY_FORWARD ? w->outputs : w->inputs};
+}
+
+/* Biases that are simply added are one; the GRU's recurrent one sits inside its reset gate. */
+static const void *one_bias(const Walk *w) {
+    const Layer *l = w->layer;
+    if (!l->bias || !l->bias_ih) return l->bias ? l->bias : l->bias_ih;
+    w->table->add(w->outputs, l->bias_ih, l->bias, w->bias);
+    return w->bias;
 }
 
 /* The room is the caller's again. */
@@ -225,14 +253,9 @@ void chronograd_forward(const Layer *l) {
     large_pages(l->path[0], states);
     large_pages(l->path[1], states);
     large_pages(l->kept, 4 * states);
-    /* A bias that is simply added goes into the drive; the GRU's recurrent one sits inside its reset gate. */
-    const void *bias = l->bias_ih;
-    if (l->kind == KIND_GRU)
-        w.job.bias = l->bias;
-    else if (l->bias && bias)
-        w.table->add(w.outputs, bias, l->bias, w.bias), bias = w.bias;
-    else if (l->bias)
-        bias = l->bias;
+    const void *bias = l->kind == KIND_GRU ? l->bias_ih : one_bias(&w);
+    if (l->kind == KIND_GRU) w.job.bias = l->bias;
+    if (w.direct) w.job.bias = bias;
     for (int64_t begin = 0; begin < l->steps; begin += w.length) {
         const int64_t end = least(begin + w.length, l->steps);
         point(&w, begin, end);
@@ -270,6 +293,18 @@ static void nothing(const Walk *w) {
     if (l->bias_back) memset(l->bias_back, 0, (size_t)row);
 }
 
+/* What the threads of a diagonal recurrence have summed. */
+static void finish(const Walk *w, void *weight_ih_back) {
+    const Layer *l = w->layer;
+    const double *sums = w->job.sums;
+    const struct {
+        int64_t count;
+        void *out;
+    } parts[] = {{w->size, l->weight_back}, {w->size, w->bias}, {w->size * w->inputs, weight_ih_back}};
+    for (int part = 0; part < (w->direct ? 3 : 1); sums += parts[part++].count)
+        if (parts[part].out) w->table->finish(parts[part].count, sums, w->job.sums_stride, (int)l->threads, parts[part].out);
+}
+
 void chronograd_back(const Layer *l) {
     Walk w = walk_of(l, WAY_BACK);
     for (int part = 0; part < 2; part++)
@@ -283,29 +318,31 @@ void chronograd_back(const Layer *l) {
     w.columns.scratch = w.scratch;
     w.job.product = w.block;
     w.job.product_stride = w.across;
-    if (w.diagonal && l->weight_back) {
-        w.job.weight_back = w.sums;
-        memset(w.sums, 0, (size_t)(l->threads * w.size) * sizeof(double));
+    if (w.direct) w.job.bias = one_bias(&w);
+    if (w.diagonal && (l->weight_back || w.direct)) {
+        w.job.sums = w.sums;
+        memset(w.sums, 0, (size_t)(l->threads * w.job.sums_stride) * sizeof(double));
     }
-    if (l->bias_ih_back || l->bias_back) w.columns.sums = w.bias;
+    if ((l->bias_ih_back || l->bias_back) && !w.direct) w.columns.sums = w.bias;
     const int of_x = (int)w.columns.count - 1; /* the part of the inputs' weight, if it is wanted */
-    if (w.complex && l->weight_ih_back) w.columns.part[of_x].out = w.as_reals_back;
+    void *weight_ih_back = w.complex && l->weight_ih_back ? w.as_reals_back : l->weight_ih_back;
+    if (of_x >= 0 && l->weight_ih_back) w.columns.part[of_x].out = weight_ih_back;
     for (int64_t end = l->steps; end > 0; end -= w.length) {
         const int64_t begin = most(0, end - w.length), first = begin * l->rows * w.inputs, count = (end - begin) * l->rows;
         point(&w, begin, end);
-        if (l->x_back)
+        if (l->x_back && !w.direct)
             w.rows = (Rows){.height = count, .width = w.inputs, .depth = w.outputs, .panels = w.panels,
                             .a = w.block + (w.across - w.outputs) * w.number, .a_stride = w.across,
                             .out = to(l->x_back, first, w.number), .out_stride = w.inputs};
         w.columns.a = w.block;
         w.columns.depth = count;
         w.columns.more = end < l->steps;
-        if (l->weight_ih_back) w.columns.part[of_x].right.b = from(l->x, first, w.number);
+        if (l->weight_ih_back && !w.direct) w.columns.part[of_x].right.b = from(l->x, first, w.number);
         if (l->weight_back && !w.diagonal) w.columns.part[0].right = before_block(&w, w.columns.part[0].right);
         w.packing = end == l->steps;
         chronograd_team(threads_of(&w), back, &w);
     }
-    if (w.job.weight_back) w.table->finish(l, w.job.weight_back, (int)l->threads);
+    if (w.job.sums) finish(&w, weight_ih_back);
     if (w.complex && l->weight_ih_back) w.table->reals_as_complex(l, w.as_reals_back);
     const size_t weights = (size_t)(w.outputs * w.number);
     if (l->bias_ih_back) memcpy(l->bias_ih_back, w.bias + w.across * w.number - weights, weights);

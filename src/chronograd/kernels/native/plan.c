@@ -32,8 +32,9 @@ Plan chronograd_plan(const Job *job, int way) {
                job->real == REAL_DOUBLE ? 8 : 4, 20};
     Plan plan = {1, 0, 0};
     if (job->kind >= KIND_DIAGONAL) {
-        int64_t numbers = job->rows * job->size;
-        plan.threads = numbers * job->steps > (1 << 15) ? least(job->threads, up(numbers, s.lanes)) : 1;
+        const int64_t vectors = up(job->size, s.lanes);
+        plan.by_units = job->split == SPLIT_UNITS || (job->split == SPLIT_AUTO && job->rows < job->threads);
+        if (job->rows * job->size * job->steps > 1 << 15) plan.threads = least(job->threads, plan.by_units ? vectors : job->rows);
         return plan;
     }
     int gated = way == WAY_FORWARD && s.blocks > 1;

@@ -3,7 +3,6 @@
    They are three loops along the long side: a thin depth is a few multiply-adds per vector of the result, a thin width
    dot products, and thin sums over rows keep the whole result in registers. */
 
-#define THIN 4
 #define STRIP 4 /* vectors of the long side at once */
 
 static INLINE REAL NAME(total)(Vec v) {
