@@ -114,9 +114,7 @@ def _walk_back(ctx: Any, given: Sequence[Tensor | None]) -> tuple[Any, ...]:
     wanted = [needs[number] for number in (1, 2, 3, 4, 5)]
     cotangents = [torch.zeros_like(p) if part is None else part for part, p in zip(given, path)]
     found = iter(
-        torch.ops.chronograd.layer_back(
-            *call[:6], list(call.states), *call.crossings, path, kept, cotangents, wanted
-        )
+        torch.ops.chronograd.layer_back(*call[:6], list(call.states), *call.crossings, path, kept, cotangents, wanted)
     )
     return None, *(next(found) if want else None for want in wanted), list(found), None, None, None, None
 
