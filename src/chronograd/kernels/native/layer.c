@@ -30,6 +30,9 @@
 #define WORTH_SHARING 300000.0 /* multiply-adds of a product below which one thread does it alone */
 
 #define WORTH_LARGE_PAGES (8 << 20)
+/* What is kept lives for one step only. Beyond this size its memory has often been given away before it is wanted again,
+   at worst to the host of a virtual machine, and large pages come back the slowest: four times as long was measured. */
+#define MOST_LARGE_PAGES (256 << 20)
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -252,7 +255,7 @@ void chronograd_forward(const Layer *l) {
     const int64_t states = l->steps * l->rows * w.size * w.number;
     large_pages(l->path[0], states);
     large_pages(l->path[1], states);
-    large_pages(l->kept, 4 * states);
+    if (4 * states <= MOST_LARGE_PAGES) large_pages(l->kept, 4 * states);
     const void *bias = l->kind == KIND_GRU ? l->bias_ih : one_bias(&w);
     if (l->kind == KIND_GRU) w.job.bias = l->bias;
     if (w.direct) w.job.bias = bias;
