@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 
 from chronograd.kernels import library
-from chronograd.kernels.native.build import build
 
 
 @pytest.fixture(scope="session")
-def native(tmp_path_factory):
+def native():
     found = library.library()
-    if found is not None:
-        return found
-    if shutil.which("gcc") is None and shutil.which("cc") is None:
-        pytest.skip("no C compiler")
-    out = tmp_path_factory.mktemp("native") / "libchronograd.so"
-    build(out)
-    return library.load(out)
+    if found is None:
+        pytest.skip("the kernels are not built: everything would be the twin against itself")
+    return found
 
 
 @pytest.fixture(params=[1, 2])

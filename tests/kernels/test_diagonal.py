@@ -17,10 +17,12 @@ from layer_case import EDGES, Case, can, isas
     [
         ((40, 3, 1100, 1), 0),  # columns of a row in two chunks
         ((40, 2, 2049, 2), 0),
+        ((40, 3, 512, 2), 0),  # complex: a full chunk with all that may belong to it
         ((40, 70, 64, 2), 0),  # rows in several chunks
         ((300, 5, 17, 3), 0),  # many spans, sums that go over into doubles
         ((300, 6, 32, 4), 113),  # blocks of time that end within a span
         ((600, 4, 256, 1), 0),  # states written past the cache
+        ((1100, 4, 251, 1), 0),  # as many, but no whole vectors
     ],
 )
 def test_sizes_beyond_every_bound(native, threads, isa, shape, block, complex_):

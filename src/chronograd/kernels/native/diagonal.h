@@ -127,7 +127,7 @@ static INLINE void NAME(diagonal_steps)(const int complex, const int depth, cons
         for (int64_t b = here.first; b < here.last; b++) {
             NAME(Row) row = {.kept = state + (b - here.first) * here.padded,
                              .out = path + (t - begin) * step + (b - here.first) * apart,
-                             .drive = (const REAL *)job->drive + (t * job->rows + b) * job->drive_stride + here.column,
+                             .drive = depth ? NULL : (const REAL *)job->drive + (t * job->rows + b) * job->drive_stride + here.column,
                              .still = frozen(job, t, b), .around = around};
             row.before = again && t > begin ? row.out - step : row.kept;
             if (job->reset && ((const int32_t *)job->reset)[t * job->rows + b] >= 0)
