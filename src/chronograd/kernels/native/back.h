@@ -58,12 +58,10 @@ static INLINE void NAME(back_point)(const int kind, const Job *job, int64_t t, i
 /* The flow over the edge into step t of one row: a reset takes all of it, the gate multiplies it. */
 static INLINE Vec NAME(cross)(const Job *job, int part, int64_t t, int64_t b, int64_t unit, int some, Vec flow) {
     const int64_t row = t * job->rows + b;
-    if (job->reset) {
-        int32_t number = ((const int32_t *)job->reset)[row];
-        if (number >= 0) {
-            if (job->fresh_back[part]) PUT(job->fresh_back[part], number * job->size + unit, flow);
-            return (Vec){0};
-        }
+    const int32_t number = NAME(fresh_number)(job, t, b);
+    if (number >= 0) {
+        if (job->fresh_back[part]) PUT(job->fresh_back[part], number * job->size + unit, flow);
+        return (Vec){0};
     }
     if (job->gates) {
         REAL gate = ((const REAL *)job->gates)[row];

@@ -7,8 +7,8 @@
      block (layer.c).
    - Inputs of few features (`depth` reals): it is computed where it is used and nowhere stored. On the way back the
      states are computed again, a span of steps from the one before it, because that is faster than reading them; the
-     cotangents of drive, weights and inputs never leave the registers. The states go around the cache where they are
-     too many for it.
+     cotangents of drive, weights and inputs never leave the registers. The states are written past the caches where
+     they are too many for them.
 
    Sums over rows and steps are of REAL for a while and then go over into doubles. */
 
@@ -17,7 +17,7 @@
 #define STATES 2048        /* reals of the states of a chunk, so many rows it has */
 #define DRAIN 256          /* rows after which sums go over into doubles */
 #define SPAN ((int)(128 / sizeof(REAL)))   /* steps whose states are computed again together: they stay in L2 */
-#define AHEAD 4            /* steps that are fetched in advance: a step's rows end before a page does */
+#define AHEAD 4            /* steps that are fetched in advance: the processor's own fetching ends with a step's rows */
 #define TOGETHER (REGISTERS >= 32 ? 4 : 2) /* rows that add to sums in registers */
 #define AROUND (4 << 20)   /* bytes of states from which on they are written past the cache */
 
@@ -28,6 +28,7 @@ typedef struct {
     REAL *straight, *crossed, *bias, *weight[THIN];              /* one number a column */
     REAL *sum, *sum_crossed, *sum_bias, *sum_weight[THIN], *end; /* from sum to end: sums */
     REAL *state, *entering, *again;                              /* one number a row and column; again: SPAN of them */
+    double *total;                                               /* the thread's own part of Job.sums, or NULL */
 } NAME(Chunk);
 #define Chunk NAME(Chunk)
 
@@ -127,11 +128,11 @@ static INLINE void NAME(diagonal_steps)(const int complex, const int depth, cons
         for (int64_t b = here.first; b < here.last; b++) {
             NAME(Row) row = {.kept = state + (b - here.first) * here.padded,
                              .out = path + (t - begin) * step + (b - here.first) * apart,
-                             .drive = depth ? NULL : (const REAL *)job->drive + (t * job->rows + b) * job->drive_stride + here.column,
                              .still = frozen(job, t, b), .around = around};
+            if (!depth)
+                row.drive = (const REAL *)job->drive + (t * job->rows + b) * job->drive_stride + here.column;
             row.before = again && t > begin ? row.out - step : row.kept;
-            if (job->reset && ((const int32_t *)job->reset)[t * job->rows + b] >= 0)
-                row.before = before(job, 0, t, b) + here.column;
+            if (NAME(fresh_number)(job, t, b) >= 0) row.before = before(job, 0, t, b) + here.column;
             Vec x[THIN];
             NAME(spread_inputs)(depth, job, t, b, x);
             for (int64_t i = 0; i < full; i += LANES)
@@ -141,23 +142,23 @@ static INLINE void NAME(diagonal_steps)(const int complex, const int depth, cons
         }
 }
 
-/* What the rows bring into a step, if they do not start anew there. */
-static void NAME(enter)(const Job *job, const Chunk *chunk, int64_t t, REAL *state) {
-    for (int64_t b = chunk->first; b < chunk->last; b++, state += chunk->padded) {
-        memcpy(state, NAME(carried)(job, 0, t, b) + chunk->column, (size_t)chunk->count * sizeof(REAL));
-        memset(state + chunk->count, 0, (size_t)(chunk->padded - chunk->count) * sizeof(REAL));
+/* Takes the chunk out of an array (B, H). */
+static void NAME(take)(const Job *job, const Chunk *chunk, const REAL *array, REAL *rows) {
+    array += chunk->first * job->size + chunk->column;
+    for (int64_t b = chunk->first; b < chunk->last; b++, array += job->size, rows += chunk->padded) {
+        memcpy(rows, array, (size_t)chunk->count * sizeof(REAL));
+        memset(rows + chunk->count, 0, (size_t)(chunk->padded - chunk->count) * sizeof(REAL));
     }
 }
 
-static INLINE void NAME(diagonal_forward_chunk)(const int complex, const int depth, const Job *job, Chunk *chunk, int id) {
+static INLINE void NAME(diagonal_forward_chunk)(const int complex, const int depth, const Job *job, Chunk *chunk) {
     REAL *path = (REAL *)job->path[0] + chunk->first * job->size + chunk->column;
     int around = 0;
 #ifdef STORE_AROUND
     const int64_t row = job->size * (int64_t)sizeof(REAL);
     around = job->steps * job->rows * row >= AROUND && row % BYTES == 0 && (uintptr_t)job->path[0] % BYTES == 0;
 #endif
-    (void)id;
-    NAME(enter)(job, chunk, 0, chunk->state);
+    NAME(take)(job, chunk, job->initial[0], chunk->state);
     NAME(diagonal_steps)(complex, depth, 0, job, chunk, chunk->state, 0, job->steps, path, job->rows * job->size,
                          job->size, depth && around);
 #ifdef STORE_AROUND
@@ -167,8 +168,8 @@ static INLINE void NAME(diagonal_forward_chunk)(const int complex, const int dep
 
 /* Adds the sums of this chunk to the thread's own: of lambda (H,), and with few features of the bias (H,) and of the
    weight (H, depth). */
-static void NAME(drain)(const Job *job, Chunk *chunk, int complex, int id) {
-    double *lambda = (double *)job->sums + id * job->sums_stride, *bias = lambda + job->size, *weight = bias + job->size;
+static void NAME(drain)(const Job *job, Chunk *chunk, int complex) {
+    double *lambda = chunk->total, *bias = lambda + job->size, *weight = bias + job->size;
     for (int64_t i = 0; i < chunk->count; i++) {
         const int64_t at = chunk->column + i;
         if (complex) {
@@ -186,12 +187,11 @@ static void NAME(drain)(const Job *job, Chunk *chunk, int complex, int id) {
 static void NAME(clear)(Chunk *chunk) { memset(chunk->sum, 0, (size_t)(chunk->end - chunk->sum) * sizeof(REAL)); }
 
 /* Whether nothing happens to some rows on the edge into a step, and they are whole vectors. */
-static INLINE int NAME(plain)(const Job *job, const Chunk *chunk, int64_t row, int rows) {
+static INLINE int NAME(plain)(const Job *job, const Chunk *chunk, int64_t t, int64_t b, int rows) {
     if (chunk->count < chunk->padded || !job->given[0]) return 0;
     for (int m = 0; m < rows; m++) {
-        if (job->reset && ((const int32_t *)job->reset)[row + m] >= 0) return 0;
-        if (job->valid && !((const uint8_t *)job->valid)[row + m]) return 0;
-        if (job->gates && ((const REAL *)job->gates)[row + m] != 1) return 0;
+        if (NAME(fresh_number)(job, t, b + m) >= 0 || frozen(job, t, b + m)) return 0;
+        if (job->gates && ((const REAL *)job->gates)[t * job->rows + b + m] != 1) return 0;
     }
     return 1;
 }
@@ -203,7 +203,7 @@ static INLINE void NAME(diagonal_back_rows)(const int complex, const int depth, 
                                             int64_t apart) {
     const Chunk here = *chunk;
     const int64_t row = t * job->rows + b, ahead = AHEAD * job->rows * job->size;
-    const int sums = depth || job->sums != NULL;
+    const int sums = depth || here.total;
     const REAL *given[TOGETHER], *before_row[TOGETHER];
     REAL *flow[TOGETHER], *product[TOGETHER], *fresh[TOGETHER], gate[TOGETHER];
     int still[TOGETHER], starts[TOGETHER];
@@ -218,7 +218,7 @@ static INLINE void NAME(diagonal_back_rows)(const int complex, const int depth, 
         UNROLL for (int k = 0; k < depth; k++) dots[m][k] = (Vec){0};
         still[m] = starts[m] = 0, gate[m] = 1, fresh[m] = NULL;
         if (plain) continue;
-        const int32_t number = job->reset ? ((const int32_t *)job->reset)[row + m] : -1;
+        const int32_t number = NAME(fresh_number)(job, t, b + m);
         still[m] = frozen(job, t, b + m);
         gate[m] = job->gates ? ((const REAL *)job->gates)[row + m] : 1;
         starts[m] = number >= 0;
@@ -272,17 +272,15 @@ static INLINE void NAME(diagonal_back_rows)(const int complex, const int depth, 
         }
 }
 
-static INLINE void NAME(diagonal_back_chunk)(const int complex, const int depth, const Job *job, Chunk *chunk, int id) {
+static INLINE void NAME(diagonal_back_chunk)(const int complex, const int depth, const Job *job, Chunk *chunk) {
     const int64_t rows = chunk->last - chunk->first, width = chunk->padded, often = DRAIN / rows > 1 ? DRAIN / rows : 1;
     REAL *flows = (REAL *)job->flow[0] + chunk->first * job->size + chunk->column;
-    memset(chunk->state, 0, (size_t)(rows * width) * sizeof(REAL));
-    for (int64_t b = 0; b < rows; b++)
-        memcpy(chunk->state + b * width, flows + b * job->size, (size_t)chunk->count * sizeof(REAL));
+    NAME(take)(job, chunk, job->flow[0], chunk->state);
     NAME(clear)(chunk);
     for (int64_t end = job->steps, begin; end > 0; end = begin) {
         begin = depth && end > SPAN ? end - SPAN : 0;
         if (depth) {
-            NAME(enter)(job, chunk, begin, chunk->entering);
+            NAME(take)(job, chunk, NAME(carried)(job, 0, begin, 0), chunk->entering);
             NAME(diagonal_steps)(complex, depth, 1, job, chunk, chunk->entering, begin, end - 1, chunk->again,
                                  rows * width, width, 0);
         }
@@ -295,14 +293,14 @@ static INLINE void NAME(diagonal_back_chunk)(const int complex, const int depth,
                 if (b + TOGETHER > chunk->last) {
                     for (int m = 0; b + m < chunk->last; m++)
                         NAME(diagonal_back_rows)(complex, depth, 1, 0, job, chunk, t, b + m, past + m * apart, apart);
-                } else if (NAME(plain)(job, chunk, t * job->rows + b, TOGETHER)) {
+                } else if (NAME(plain)(job, chunk, t, b, TOGETHER)) {
                     NAME(diagonal_back_rows)(complex, depth, TOGETHER, 1, job, chunk, t, b, past, apart);
                 } else {
                     NAME(diagonal_back_rows)(complex, depth, TOGETHER, 0, job, chunk, t, b, past, apart);
                 }
             }
-            if (job->sums && t % often == 0) {
-                NAME(drain)(job, chunk, complex, id);
+            if (chunk->total && t % often == 0) {
+                NAME(drain)(job, chunk, complex);
                 NAME(clear)(chunk);
             }
         }
@@ -316,14 +314,14 @@ static INLINE void NAME(diagonal_back_chunk)(const int complex, const int depth,
     LOOP(way, real, 0, 0) LOOP(way, real, 0, 1) LOOP(way, real, 0, 2) LOOP(way, real, 0, 3) LOOP(way, real, 0, 4)   \
     LOOP(way, complex, 1, 0) LOOP(way, complex, 1, 2) LOOP(way, complex, 1, 4)
 #define LOOP(way, name, complex, depth)                                                                             \
-    static __attribute__((noinline)) void NAME(diagonal_##way##_##name##_##depth)(const Job *job, Chunk *chunk, int id) { \
-        NAME(diagonal_##way##_chunk)(complex, depth, job, chunk, id);                                               \
+    static __attribute__((noinline)) void NAME(diagonal_##way##_##name##_##depth)(const Job *job, Chunk *chunk) {         \
+        NAME(diagonal_##way##_chunk)(complex, depth, job, chunk);                                                   \
     }
 LOOPS(forward)
 LOOPS(back)
 #undef LOOP
 #define LOOP(way, name, complex, depth) [complex][depth] = NAME(diagonal_##way##_##name##_##depth),
-static void (*const NAME(diagonal_loops)[2][2][THIN + 1])(const Job *, Chunk *, int) = {
+static void (*const NAME(diagonal_loops)[2][2][THIN + 1])(const Job *, Chunk *) = {
     [WAY_FORWARD] = {LOOPS(forward)}, [WAY_BACK] = {LOOPS(back)}};
 #undef LOOP
 #undef LOOPS
@@ -340,6 +338,7 @@ static void NAME(diagonal)(const Job *job, int way, int id, int team) {
         last = job->rows * (id + 1) / team;
     }
     Chunk chunk;
+    chunk.total = job->sums ? (double *)job->sums + id * job->sums_stride : NULL;
     const int64_t parts = (end - begin + COLUMNS / LANES - 1) / (COLUMNS / LANES);
     for (int64_t part = 0; part < parts; part++) {
         const int64_t from = begin + (end - begin) * part / parts, to = begin + (end - begin) * (part + 1) / parts;
@@ -351,7 +350,7 @@ static void NAME(diagonal)(const Job *job, int way, int id, int team) {
         const int64_t tallest = STATES / chunk.padded;
         for (chunk.first = first; chunk.first < last; chunk.first = chunk.last) {
             chunk.last = last - chunk.first < tallest ? last : chunk.first + tallest;
-            NAME(diagonal_loops)[way][complex][job->depth](job, &chunk, id);
+            NAME(diagonal_loops)[way][complex][job->depth](job, &chunk);
         }
     }
 }

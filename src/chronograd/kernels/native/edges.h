@@ -1,5 +1,10 @@
 /* Where the rows of a step come from, and how rows and panels are shared out. */
 
+/* The number of the fresh state with which row b starts anew at step t, or -1. */
+static INLINE int32_t NAME(fresh_number)(const Job *job, int64_t t, int64_t b) {
+    return job->reset ? ((const int32_t *)job->reset)[t * job->rows + b] : -1;
+}
+
 /* The state part (h or c) that row b carries up to step t. */
 static INLINE const REAL *NAME(carried)(const Job *job, int part, int64_t t, int64_t b) {
     if (t == 0) return (const REAL *)job->initial[part] + b * job->size;
@@ -8,12 +13,10 @@ static INLINE const REAL *NAME(carried)(const Job *job, int part, int64_t t, int
 
 /* The one that it takes into step t: that, or a fresh one. */
 static INLINE const REAL *NAME(before)(const Job *job, int part, int64_t t, int64_t b) {
-    if (job->reset) {
-        int32_t number = ((const int32_t *)job->reset)[t * job->rows + b];
-        if (number >= 0) {
-            const REAL *fresh = job->fresh[part];
-            return fresh ? fresh + number * job->size : job->zeros;
-        }
+    const int32_t number = NAME(fresh_number)(job, t, b);
+    if (number >= 0) {
+        const REAL *fresh = job->fresh[part];
+        return fresh ? fresh + number * job->size : job->zeros;
     }
     return NAME(carried)(job, part, t, b);
 }
