@@ -92,7 +92,7 @@ static INLINE void NAME(back_edge)(const int kind, const Job *job, int64_t t, in
 static INLINE void NAME(back_loop)(const int kind, const Job *job, int id, int team) {
     const Layout l = NAME(layout)(job, WAY_BACK);
     const int by_units = (int)job->plan.by_units;
-    const Share s = NAME(share)(job, &l, by_units, id, team);
+    Share s = NAME(share)(job, &l, by_units, id, team);
     const int64_t stride = job->product_stride;
     Vec tile[TALLEST * 4];
     const REAL *rows[TALLEST];
@@ -121,7 +121,10 @@ static INLINE void NAME(back_loop)(const int kind, const Job *job, int id, int t
                     }
             }
         }
-        if (by_units && t > 0) chronograd_meet(id, team);
+        if (by_units && t > 0 && team > 1 && chronograd_meet_or_part(id, team)) {
+            if (id) return;
+            s = NAME(share)(job, &l, by_units, 0, team = 1);
+        }
     }
 }
 

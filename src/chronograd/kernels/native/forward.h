@@ -55,7 +55,7 @@ static INLINE void NAME(forward_point)(const int kind, const Job *job, int64_t t
 static INLINE void NAME(forward_loop)(const int kind, const Job *job, int id, int team) {
     const Layout l = NAME(layout)(job, WAY_FORWARD);
     const int by_units = (int)job->plan.by_units;
-    const Share s = NAME(share)(job, &l, by_units, id, team);
+    Share s = NAME(share)(job, &l, by_units, id, team);
     Vec tile[TALLEST * 4];
     const REAL *rows[TALLEST];
     for (int64_t t = 0; t < job->steps; t++) {
@@ -75,7 +75,10 @@ static INLINE void NAME(forward_loop)(const int kind, const Job *job, int id, in
                     }
             }
         }
-        if (by_units) chronograd_meet(id, team);
+        if (by_units && team > 1 && chronograd_meet_or_part(id, team)) {
+            if (id) return;
+            s = NAME(share)(job, &l, by_units, 0, team = 1);
+        }
     }
 }
 

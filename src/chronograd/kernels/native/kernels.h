@@ -168,9 +168,11 @@ const Table *chronograd_table(int64_t isa, int64_t real);
 Plan chronograd_plan(const Job *job, int way);
 int64_t chronograd_blocks(int64_t kind);
 
-/* team.c: runs work(argument, id, team) on every thread of a team, and lets the team meet. */
+/* team.c: runs work(argument, id, team) on every thread of a team, and lets the team meet. Where others hold the cores
+   it may part: the same answer for all threads, after which the first one does what is left. */
 void chronograd_team(int64_t threads, void (*work)(void *, int, int), void *argument);
 void chronograd_meet(int id, int team);
+int chronograd_meet_or_part(int id, int team);
 
 /* The interface that Python calls. */
 EXPORT int64_t chronograd_abi(void);
