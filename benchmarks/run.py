@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
+import beside
 import detach_loop
 import diagonal
 import edges
@@ -54,6 +55,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     every: dict[str, Callable[[], str]] = {
         "layers": lambda: layers.report(rounds, threads, arguments.jax),
+        "beside": lambda: beside.report(rounds, threads),
         "edges": lambda: edges.report(rounds, threads),
         "diagonal": lambda: diagonal.report(rounds, threads),
         "detach_loop": lambda: detach_loop.report(rounds),

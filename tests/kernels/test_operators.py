@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import chronograd as cg
 from chronograd.kernels import library
+from chronograd.kernels.native.build import compiler
 from chronograd.measure.cost import PeakBytes
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason="the kernels are not built")
@@ -81,6 +82,24 @@ def test_compiled_whole(model):
     expected, state = model(x)
     close([out, plain], [expected, expected])
     close(found, torch.autograd.grad(expected.sum() + sum(part.sum() for part in state), leaves))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_to_machine_code():
+    """The default backend, which plans memory and writes code around the operator."""
+    if compiler() is None:
+        pytest.skip("no compiler, which torch's own code generator needs too")
+    torch.manual_seed(0)
+    model = cg.GRU(3, 8).double()
+    x = sequence(7, 4, 3).requires_grad_()
+
+    def loss(x):
+        return (2 * model(x.sin())[0]).tanh().square().mean()
+
+    with torch._dynamo.config.patch(allow_rnn=True):
+        found = torch.autograd.grad(torch.compile(loss, fullgraph=True)(x), [x, *model.parameters()])
+    torch._dynamo.reset()
+    close(found, torch.autograd.grad(loss(x), [x, *model.parameters()]))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
