@@ -8,18 +8,21 @@ adaptive truncation measures and decides on the way.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .carry import Carry, Piece, Segment
+from .modes.course import Course
 from .modes.gated import NewSteps, gated_gradient
 from .modes.lags import lag_cotangents
 from .modes.losses import Losses
+from .modes.recompute import Passage, Walk
 from .modes.replay import merge, ran, restore, snapshot, split, split_at, stack_pieces
 from .modes.tally import Tally
-from .modes.windows import Reach, between_cuts, span_gradient, visit_states
+from .modes.windows import Reach, between_cuts, span_gradient, spans_within, visit_states
 from .recurrence.adapters import Recurrence
 from .recurrence.quiet import keep_buffers
 from .stretch import Stretch, begun_after
@@ -31,18 +34,23 @@ __all__ = ["Run", "advance_gated", "advance_spanned", "gate_parts", "handed_on",
 
 @dataclass(frozen=True)
 class Run:
-    """What a call computes with: the model, its losses scaled by 1 / sum(w), and the sum of gradients so far."""
+    """What a call computes with: the model, its losses scaled by 1 / sum(w), the sum of gradients so far, and the bytes
+    that may be kept on the way.
+    """
 
     recurrence: Recurrence
     losses: Losses
     scale: float
     tally: Tally
+    budget: int | None = None
 
 
 def advance_gated(run: Run, stretch: Stretch, truncation: Truncation) -> Carry:
     """Add the gradient of a stretch under gates; the carry after it."""
     plan = truncation.plan(stretch.place)
     assert isinstance(plan, GatePlan)
+    if run.budget is not None:
+        return _within(run, under(stretch, plan), plan, run.budget)
     if found := _between_cuts(run, stretch, plan):
         return found
     inner = plan.gated[1:] if plan.cuts[:1] == (0,) else plan.gated
@@ -79,6 +87,23 @@ def _between_cuts(run: Run, stretch: Stretch, plan: GatePlan) -> Carry | None:
         restore(random)
         return None
     return _spanned(run, stretch, whole, spans, keep, plan.since, *path)
+
+
+def _within(run: Run, stretch: Stretch, plan: GatePlan, budget: int) -> Carry:
+    """The same within a budget of bytes."""
+    segment = stretch.carry.segment
+    history, parts, keep = gate_parts(stretch, plan)
+    pieces = [*history, *parts]
+    starts = list(accumulate((piece.steps for piece in pieces), initial=0))
+    new = starts[len(history)]
+    course = Course([*segment.pieces, stretch.piece], starts)
+    walk = Walk(run.recurrence, course, run.losses, new, run.scale, run.tally)
+    final = walk.within(budget, [new + cut for cut in plan.cuts], segment.state)
+    passed = [*(walk.passed[start] for start in starts[:-1]), Passage(final, walk.finish())]
+    done = [
+        ran(piece, a.random, b.random) for piece, a, b in zip(parts, passed[len(history) :], passed[len(history) + 1 :])
+    ]
+    return handed_on(stretch, plan.since, [*history, *done], [p.state for p in passed[:-1]], final, keep)
 
 
 def under(stretch: Stretch, plan: GatePlan) -> Stretch:
@@ -172,7 +197,7 @@ def _windows(
 ) -> tuple[Carry, LagStatistics | None]:
     """Add the gradient of a plan's windows; the carry after it, and what was measured of the last window's lags."""
     segment = stretch.carry.segment
-    whole = _whole(stretch)
+    steps = sum(piece.steps for piece in segment.pieces) + stretch.piece.steps
     # After a cut of the carry, a window reaches no further than to the cut.
     spans = [
         Reach(max(0, span.start - segment.start), span.first - segment.start, span.last - segment.start)
@@ -180,15 +205,40 @@ def _windows(
     ]
     keep = max(0, plan.keep_from - segment.start)
     sampled: list[int] = []
-    if measure is not None and whole.steps >= measure.window:
-        sampled = [whole.steps - measure.window + step for step in measure.samples]
+    if measure is not None and steps >= measure.window:
+        sampled = [steps - measure.window + step for step in measure.samples]
     starts = [step - measure.depth + 1 for step in sampled] if measure is not None else []
-    visits = [visit for visit in [*(span.start for span in spans), *starts, keep] if visit < whole.steps]
-    states, final = visit_states(run.recurrence, whole, segment.state, visits)
     since = Full().plan(stretch.place).since
-    carry = _spanned(run, stretch, whole, spans, keep, since, states, final)
-    statistics = _measure(run, whole, states, sampled, measure.depth) if measure is not None and sampled else None
-    return carry, statistics
+    if run.budget is not None:
+        visits = [visit for visit in [*starts, keep] if visit < steps]
+        carry, states = _windows_within(run, stretch, spans, visits, keep, since, run.budget)
+    else:
+        whole = _whole(stretch)
+        visits = [visit for visit in [*(span.start for span in spans), *starts, keep] if visit < steps]
+        states, final = visit_states(run.recurrence, whole, segment.state, visits)
+        carry = _spanned(run, stretch, whole, spans, keep, since, states, final)
+    if measure is None or not sampled:
+        return carry, None
+    low = min(starts)
+    looked_at = Course([*segment.pieces, stretch.piece]).piece(low, steps)
+    states = {step - low: state for step, state in states.items()}
+    return carry, _measure(run, looked_at, states, [step - low for step in sampled], measure.depth)
+
+
+def _windows_within(
+    run: Run, stretch: Stretch, spans: list[Reach], visits: list[int], keep: int, since: Tensor, budget: int
+) -> tuple[Carry, dict[int, Any]]:
+    """Windows within a budget of bytes: the carry after them, and the states before the steps ``visits``."""
+    segment, before = stretch.carry.segment, snapshot()
+    course = Course([*segment.pieces, stretch.piece])
+    history = course.steps - stretch.piece.steps
+    states, final = spans_within(
+        run.recurrence, course, segment.state, visits, spans, run.losses, history, run.scale, run.tally, budget
+    )
+    pieces = split_at([*segment.pieces, ran(stretch.piece, before)], keep)
+    starts = accumulate((piece.steps for piece in pieces), initial=0)
+    states_before = [states.get(start) for _, start in zip(pieces, starts)]
+    return handed_on(stretch, since, pieces, states_before, final, segment.start + keep), states
 
 
 def _whole(stretch: Stretch) -> Piece:

@@ -21,6 +21,7 @@ from .carry import Carry, Piece, Segment
 from .estimate import Gradient
 from .modes import Mode, Reverse
 from .modes.gated import gated_unroll
+from .modes.replay import in_memory, steps_of, streams
 from .modes.tally import Tally
 from .recurrence.adapters import Recurrence, adapt
 from .recurrence.contract import explain_failure
@@ -60,8 +61,9 @@ def value_and_grad(
             one. See ``check_model``.
         loss_fn: ``(outputs, targets) -> (T, B)``, one loss for each step and row. Parameters it uses must belong to
             the model.
-        inputs: (T, B, ...), or a nesting of such tensors.
-        targets: (T, B, ...), or a nesting.
+        inputs: (T, B, ...), or a nesting of such tensors; ``Streamed`` stands for one that is read as it is needed,
+            under a mode with a budget of memory (``Reverse("256MB")``).
+        targets: (T, B, ...), or a nesting, streamed or not.
         carry: what the call before returned; None begins a stream.
         truncation: which terms of the sum over time are kept.
         mode: how they are added up.
@@ -96,8 +98,12 @@ def value_and_grad(
 
     References: Werbos 1990 (BPTT); Williams and Peng 1990 (truncation); Tallec and Ollivier 2017 (random truncation).
     """
+    budget = mode.budget(_device_of(model)) if isinstance(mode, Mode) else None
+    if budget is None:  # everything is stored anyway
+        inputs, targets = in_memory(inputs), in_memory(targets)
     stretch = lay_stretch(inputs, carry, reset, lengths, seed, truncation)
-    recurrence = _adapt(model, stretch, truncation, mode, "value_and_grad")
+    sample = _sample(stretch.piece)
+    recurrence = _adapt(model, stretch, sample, truncation, mode, "value_and_grad")
     segment = stretch.carry.segment
     if any(leaf.grad_fn is not None for leaf in leaves(segment.state)):
         raise ValueError(
@@ -108,19 +114,24 @@ def value_and_grad(
     losses = lay_losses(loss_fn, targets, weights, stretch.piece, parameters.values())
     weight = losses.weight
     if wrt_inputs:
+        if streams([piece.inputs for piece in (*segment.pieces, stretch.piece)]):
+            raise ValueError(
+                "wrt_inputs asks for a gradient as long as the inputs, which are streamed because they are long; give "
+                "the inputs as a tensor, or leave wrt_inputs out"
+            )
         segment = replace(segment, state=_as_leaves(segment.state), pieces=tuple(map(_with_leaves, segment.pieces)))
         stretch = replace(stretch, carry=replace(stretch.carry, segment=segment), piece=_with_leaves(stretch.piece))
     past = [piece.inputs for piece in segment.pieces]
     tally = Tally(parameters, [past, stretch.piece.inputs], segment.state)
-    run = Run(recurrence, losses, 1 / weight if weight else 0.0, tally)
+    run = Run(recurrence, losses, 1 / weight if weight else 0.0, tally, budget)
     advance = advance_gated if truncation.primitive == "gates" else advance_spanned
-    with torch.enable_grad(), explain_failure(model, recurrence.call, stretch.piece.inputs, stretch.carry.state):
+    with torch.enable_grad(), explain_failure(model, recurrence.call, sample, stretch.carry.state):
         carry = advance(run, stretch, truncation)
     gradient = _result(
         tally, weight, stretch.piece, past, segment if wrt_inputs and segment.start == 0 else None, wrt_inputs
     )
-    data = leaves([stretch.piece.inputs, losses.targets])  # less to read than the gradients, and finite nearly always
-    if not _finite(data) and not _finite([gradient.loss, *gradient.grads.values()]):
+    data = [stretch.piece.inputs, losses.targets]  # less to read than the gradients, and finite nearly always
+    if (streams(data) or not _finite(leaves(data))) and not _finite([gradient.loss, *gradient.grads.values()]):
         explain_not_finite(stretch.piece, losses)
     return gradient, _sealed(carry)
 
@@ -159,8 +170,8 @@ def unroll(
     >>> outputs.shape, carry.state.shape
     (torch.Size([70, 2, 4]), torch.Size([1, 2, 4]))
     """
-    stretch = lay_stretch(inputs, carry, reset, lengths, seed, truncation)
-    recurrence = _adapt(model, stretch, truncation, Reverse(), "unroll")
+    stretch = lay_stretch(in_memory(inputs), carry, reset, lengths, seed, truncation)
+    recurrence = _adapt(model, stretch, _sample(stretch.piece), truncation, Reverse(), "unroll")
     segment = stretch.carry.segment
     plan = truncation.plan(stretch.place)
     assert isinstance(plan, GatePlan)
@@ -172,7 +183,19 @@ def unroll(
     return outputs, _sealed(handed_on(stretch, plan.since, [*history, *ran], before, final, keep))
 
 
-def _adapt(model: nn.Module, stretch: Stretch, truncation: Truncation, mode: Mode, door: Any) -> Recurrence:
+def _sample(piece: Piece) -> Any:
+    """The inputs of a piece, of streams the first steps."""
+    return in_memory(steps_of(piece.inputs, slice(0, 3))) if streams(piece.inputs) else piece.inputs
+
+
+def _device_of(model: Any) -> str:
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((parameter.device.type for parameter in parameters), "cpu")
+
+
+def _adapt(
+    model: nn.Module, stretch: Stretch, sample: Any, truncation: Truncation, mode: Mode, door: Any
+) -> Recurrence:
     for name, value, kind, example in (
         ("truncation", truncation, Truncation, "cg.Chunks(35)"),
         ("mode", mode, Mode, "cg.Reverse()"),
@@ -180,7 +203,7 @@ def _adapt(model: nn.Module, stretch: Stretch, truncation: Truncation, mode: Mod
     ):
         if not isinstance(value, kind):
             raise TypeError(f"{door}: {name} must be a {kind.__name__} such as {example}, not {value!r:.80}")
-    recurrence = adapt(model, stretch.piece.inputs)
+    recurrence = adapt(model, sample)
     # Layers can do whatever opaque models can; telling them apart takes a run, so it waits until it matters.
     refuse(truncation, mode, "whole" if recurrence.hides else "opaque", recurrence.hides, door)
     piece, stream = stretch.piece, stretch.carry.stream

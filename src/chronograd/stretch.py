@@ -17,9 +17,13 @@ from torch.utils import _pytree as pytree
 
 from .carry import Carry, Piece, Stream, whole_seed
 from .modes.losses import Losses
+from .modes.replay import fill_padding, in_memory, steps_of, streams
 from .recurrence.contract import WatchedLoss, shown
-from .recurrence.states import leaves, tree_map
+from .recurrence.states import leaves
+from .streamed import Streamed
 from .truncation import Place, Truncation
+
+LOOKED_AT = 1000  # steps of a stream at a time, in search of what is not finite
 
 __all__ = ["Stretch", "explain_not_finite", "lay_losses", "lay_stretch"]
 
@@ -72,8 +76,9 @@ def lay_stretch(
         raise ValueError("seed is for a new carry; this one has its own, so leave seed out")
     stream = carry.stream
     if stream.rows.numel() != rows:
+        shape = _shown_shape([*leaves(inputs), *streams(inputs)][0])
         raise ValueError(
-            f"the carry has {stream.rows.numel()} rows, but inputs {tuple(leaves(inputs)[0].shape)} have {rows} "
+            f"the carry has {stream.rows.numel()} rows, but inputs {shape} have {rows} "
             "in dimension 1; a stream keeps its rows (rows that ended have length 0)"
         )
     valid = _valid(lengths, steps, rows)
@@ -83,8 +88,8 @@ def lay_stretch(
     if starts is not None:
         starts[0] &= stream.state is not None  # from state=None every row starts anyway
         starts = starts if bool(starts.any()) else None
-    gates = torch.ones(steps, rows, dtype=torch.float64)
-    piece = Piece(inputs if valid is None else _fill_padding(inputs, valid), gates, starts, valid, [])
+    gates = torch.ones((), dtype=torch.float64).expand(steps, rows)
+    piece = Piece(inputs if valid is None else fill_padding(inputs, valid), gates, starts, valid, [])
     if stream.seed is None and isinstance(truncation, Truncation) and truncation.random:
         carry = replace(carry, stream=replace(stream, seed=int(torch.randint(2**62, ()))))
     return Stretch(carry, piece, stream.begun if begun else begun_after(stream, valid))
@@ -114,20 +119,20 @@ def lay_losses(
         raise TypeError(f"loss_fn must be callable, loss_fn(outputs, targets) -> (T, B), not {type(loss_fn).__name__}")
     loss_fn = WatchedLoss(loss_fn, parameters)
     for leaf in pytree.tree_leaves(targets):
-        if not isinstance(leaf, Tensor | None):
+        if not isinstance(leaf, Tensor | Streamed | None):
             raise TypeError(
                 f"targets must be tensors (T, B, ...), a nesting of them or None; they hold a {type(leaf).__name__}: "
                 "torch.as_tensor makes a tensor of arrays and lists, constants belong into loss_fn"
             )
         if leaf is None:
             continue
-        if tuple(leaf.shape[:2]) != shape:
+        if _steps_and_rows(leaf) != shape:
             raise ValueError(
-                f"targets have shape {tuple(leaf.shape)}, expected as of inputs (T, B, ...) = "
+                f"targets have shape {_shown_shape(leaf)}, expected as of inputs (T, B, ...) = "
                 f"({shape[0]}, {shape[1]}, ...)"
             )
     if weights is None:
-        return Losses(loss_fn, targets, torch.ones(shape), piece.valid)
+        return Losses(loss_fn, targets, torch.ones(()).expand(shape), piece.valid)
     if not isinstance(weights, Tensor) or tuple(weights.shape) != shape or weights.is_complex():
         raise ValueError(f"weights must be a real tensor of shape (T, B) = {shape}, not {shown(weights)}")
     weights = weights.detach().cpu()
@@ -151,25 +156,31 @@ def explain_not_finite(piece: Piece, losses: Losses | None = None) -> None:
     if losses is not None:
         data.append(("targets", losses.targets, losses.used))
     for name, tree, counts in data:
-        for leaf in leaves(tree):
-            if not (leaf.is_floating_point() or leaf.is_complex()):
-                continue
-            bad = (
-                ~torch.isfinite(leaf.detach()).flatten(2).all(2).cpu()
-                if leaf.dim() > 2
-                else ~torch.isfinite(leaf).cpu()
-            )
-            bad = bad if counts is None else bad & counts
-            if bool(bad.any()):
-                t, b = _first(bad)
-                raise ValueError(
-                    f"{name} hold NaN or infinity at step {t} of this call, row {b}; clean the data, "
-                    "or leave such entries out with lengths or weights"
-                )
+        length = LOOKED_AT if streams(tree) else piece.steps
+        for begin in range(0, piece.steps, length):
+            steps = slice(begin, begin + length)
+            for leaf in leaves(in_memory(steps_of(tree, steps))):
+                bad = _not_finite(leaf, None if counts is None else counts[steps])
+                if bad is not None:
+                    t, b = bad
+                    raise ValueError(
+                        f"{name} hold NaN or infinity at step {begin + t} of this call, row {b}; clean the data, "
+                        "or leave such entries out with lengths or weights"
+                    )
+
+
+def _not_finite(leaf: Tensor, counts: Tensor | None) -> tuple[int, int] | None:
+    """Step and row of the first entry that counts and is not finite."""
+    if not (leaf.is_floating_point() or leaf.is_complex()):
+        return None
+    finite = torch.isfinite(leaf.detach())
+    bad = ~(finite.flatten(2).all(2) if leaf.dim() > 2 else finite).cpu()
+    bad = bad if counts is None else bad & counts
+    return _first(bad) if bool(bad.any()) else None
 
 
 def _shape(inputs: Any) -> tuple[int, int]:
-    flat = leaves(inputs)
+    flat = [*leaves(inputs), *streams(inputs)]
     nested = [] if isinstance(inputs, Tensor) else _parts(inputs)
     for leaf in nested:
         if isinstance(leaf, PackedSequence):
@@ -177,22 +188,30 @@ def _shape(inputs: Any) -> tuple[int, int]:
                 "inputs hold a PackedSequence, whose rows are interleaved; unpack it with pad_packed_sequence and give "
                 "the lengths as lengths=..."
             )
-        if flat and not isinstance(leaf, Tensor | int | float | str | None):
+        if flat and not isinstance(leaf, Tensor | Streamed | int | float | str | None):
             raise TypeError(
                 f"inputs hold a {type(leaf).__name__}; make them of tensors (T, B, ...), as torch.as_tensor does"
             )
     if not flat:
         raise TypeError(f"inputs must be a tensor (T, B, ...) or a nesting of them, not {type(inputs).__name__}")
     for leaf in flat:
-        if leaf.dim() < 2 or leaf.shape[:2] != flat[0].shape[:2]:
+        if isinstance(leaf, Tensor) and leaf.dim() < 2 or _steps_and_rows(leaf) != _steps_and_rows(flat[0]):
             raise ValueError(
-                f"inputs have shape {tuple(leaf.shape)}, expected (T, B, ...): time first, then rows"
-                + ("" if leaf is flat[0] else f", as the first of them has, {tuple(flat[0].shape)}")
+                f"inputs have shape {_shown_shape(leaf)}, expected (T, B, ...): time first, then rows"
+                + ("" if leaf is flat[0] else f", as the first of them has, {_shown_shape(flat[0])}")
             )
-    steps, rows = flat[0].shape[:2]
+    steps, rows = _steps_and_rows(flat[0])
     if steps < 1 or rows < 1:
-        raise ValueError(f"inputs have shape {tuple(flat[0].shape)}: there must be at least one step and one row")
+        raise ValueError(f"inputs have shape {_shown_shape(flat[0])}: there must be at least one step and one row")
     return steps, rows
+
+
+def _steps_and_rows(leaf: Tensor | Streamed) -> tuple[int, ...]:
+    return tuple(leaf.shape[:2]) if isinstance(leaf, Tensor) else (leaf.steps, leaf.rows)
+
+
+def _shown_shape(leaf: Tensor | Streamed) -> str:
+    return f"{tuple(leaf.shape)}" if isinstance(leaf, Tensor) else f"({leaf.steps}, {leaf.rows}, ...)"
 
 
 def _parts(inputs: Any) -> list[Any]:
@@ -241,17 +260,6 @@ def _resets(reset: Tensor | None, shape: tuple[int, int], valid: Tensor | None, 
         starts = torch.zeros(shape, dtype=torch.bool) if starts is None else starts
         starts[0] |= late if valid is None else late & valid[0]
     return starts
-
-
-def _fill_padding(inputs: Any, valid: Tensor) -> Any:
-    found = valid.nonzero()
-
-    def fill(x: Tensor) -> Tensor:
-        mask = valid.to(x.device).reshape(*valid.shape, *[1] * (x.dim() - 2))
-        good = x[tuple(found[0])] if len(found) else torch.zeros_like(x[0, 0])
-        return torch.where(mask, x, good.detach())
-
-    return tree_map(fill, inputs)
 
 
 def _first(mask: Tensor) -> tuple[int, int]:

@@ -20,6 +20,10 @@ class Mode(ABC):
     exact: ClassVar[bool]
     online: ClassVar[bool]
 
+    def budget(self, device: str = "cpu") -> int | None:
+        """The bytes that the mode may keep on a device of that type; None without a limit."""
+        return None
+
     def spec(self) -> str:
         """The mode as the command line and TOML files write it."""
         values = [str(getattr(self, field.name)) for field in fields(self)]  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Modes as text: ``reverse``."""
+"""Modes as text: ``reverse``, ``reverse:256MB``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .reverse import Reverse
 
 __all__ = ["GRAMMAR", "parse"]
 
-GRAMMAR = "reverse"
+GRAMMAR = "reverse, reverse:SIZE (as in 256MB) or reverse:auto"
 
 
 def parse(text: str) -> Mode:
@@ -16,9 +16,13 @@ def parse(text: str) -> Mode:
     Raises:
         ValueError: in one line, with the forms that are understood.
 
-    >>> parse("reverse")
-    Reverse()
+    >>> parse("reverse"), parse("reverse:256MB")
+    (Reverse(memory=None), Reverse(memory='256MB'))
     """
-    if text.strip().lower() == "reverse":
-        return Reverse()
+    name, _, rest = text.strip().partition(":")
+    if name.lower() == "reverse":
+        try:
+            return Reverse(rest.strip() or None)
+        except ValueError as error:
+            raise ValueError(f"mode {text!r}: {error}") from None
     raise ValueError(f"mode {text!r} is not understood; write {GRAMMAR}")

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from chronograd.recurrence.states import leaves, tree_map
 
+from .replay import in_memory, steps_of
+
 __all__ = ["Losses"]
 
 Tree = Any
@@ -36,7 +38,7 @@ class Losses:
     def __getitem__(self, index: Any) -> Losses:
         """The losses of some steps, or of any (steps, rows) index."""
         used = None if self.used is None else self.used[index]
-        return Losses(self.loss_fn, tree_map(lambda y: y[index], self.targets), self.weights[index], used)
+        return Losses(self.loss_fn, steps_of(self.targets, index), self.weights[index], used)
 
     def sum(self, outputs: Tree) -> Tensor | None:
         """sum(w l) over the used entries, or None where there is none.
@@ -54,7 +56,7 @@ class Losses:
                     f"the model's outputs have shape {tuple(leaf.shape)}, expected (T, B, ...) = "
                     f"({shape[0]}, {shape[1]}, ...); a model is called with time first"
                 )
-        targets = self.targets
+        targets = in_memory(self.targets)
         if used is not None:
             if not bool(used.any()):
                 return None

@@ -12,15 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from chronograd.carry import Piece
 from chronograd.kernels import Edges
 from chronograd.recurrence.adapters import Recurrence
 from chronograd.recurrence.states import detach, leaves, tree_map
+from chronograd.streamed import Streamed
 
 __all__ = [
     "device_of",
     "edges_of",
+    "fill_padding",
+    "in_memory",
+    "loaded",
     "merge",
     "ran",
     "replay",
@@ -30,6 +35,8 @@ __all__ = [
     "split",
     "split_at",
     "stack_pieces",
+    "steps_of",
+    "streams",
 ]
 
 
@@ -71,9 +78,11 @@ def edges_of(piece: Piece, state: Any) -> Edges:
     return Edges(gates, piece.reset, piece.valid).to(device_of(piece))
 
 
-def ran(piece: Piece, before: list[Tensor]) -> Piece:
-    """A piece that has run: with the random state it began with, or none where it drew nothing."""
-    now = snapshot()
+def ran(piece: Piece, before: list[Tensor], after: list[Tensor] | None = None) -> Piece:
+    """A piece that has run: with the random state it began with, or none where it drew nothing; it is over now, or left
+    the generators in the states ``after``.
+    """
+    now = snapshot() if after is None else after
     drew = len(now) != len(before) or any(not torch.equal(a, b) for a, b in zip(now, before))
     return replace(piece, random=before if drew else [])
 
@@ -82,7 +91,7 @@ def merge(pieces: Sequence[Piece]) -> list[Piece]:
     """The pieces, with neighbours that drew nothing as one: a stream of single steps is run again in one call."""
     merged: list[Piece] = []
     for piece in pieces:
-        if merged and not piece.random and not merged[-1].random:
+        if merged and not piece.random and not merged[-1].random and not streams([piece.inputs, merged[-1].inputs]):
             merged[-1] = stack_pieces([merged[-1], piece])
         else:
             merged.append(piece)
@@ -104,16 +113,63 @@ def split(piece: Piece, step: int) -> tuple[Piece, Piece]:
 
     def part(steps: slice) -> Piece:
         return Piece(
-            tree_map(lambda x: x[steps], piece.inputs),
+            steps_of(piece.inputs, steps),
             piece.gates[steps],
             None if piece.reset is None else piece.reset[steps],
             None if piece.valid is None else piece.valid[steps],
             piece.random,
-            tree_map(lambda x: x[steps], piece.targets),
+            steps_of(piece.targets, steps),
             None if piece.weights is None else piece.weights[steps],
         )
 
     return part(slice(0, step)), part(slice(step, None))
+
+
+def steps_of(tree: Any, steps: Any) -> Any:
+    """Some steps (or any index) of a nesting of tensors (T, B, ...) and of streams."""
+    if isinstance(tree, Tensor | Streamed):
+        return tree[steps]
+    if not streams(tree):
+        return tree_map(lambda x: x[steps], tree)
+    return pytree.tree_map(lambda x: x[steps] if isinstance(x, Tensor | Streamed) else x, tree)
+
+
+def streams(tree: Any) -> list[Streamed]:
+    """The streams among the leaves of a nesting."""
+    if isinstance(tree, Streamed):
+        return [tree]
+    if tree is None or isinstance(tree, Tensor):
+        return []
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Streamed)]
+
+
+def in_memory(tree: Any) -> Any:
+    """A nesting whose streams are read."""
+    if not streams(tree):
+        return tree
+    return pytree.tree_map(lambda x: x.load() if isinstance(x, Streamed) else x, tree)
+
+
+def loaded(piece: Piece) -> Piece:
+    """A piece whose inputs and targets are in memory, padding filled with values that a valid step has."""
+    if not streams([piece.inputs, piece.targets]):
+        return piece
+    inputs = in_memory(piece.inputs)
+    if piece.valid is not None:
+        inputs = fill_padding(inputs, piece.valid)
+    return replace(piece, inputs=inputs, targets=in_memory(piece.targets))
+
+
+def fill_padding(inputs: Any, valid: Tensor) -> Any:
+    """Inputs (T, B, ...) with the first ``valid`` (T, B) entry in place of all others; zeros where there is none."""
+    found = valid.nonzero()
+
+    def fill(x: Tensor) -> Tensor:
+        mask = valid.to(x.device).reshape(*valid.shape, *[1] * (x.dim() - 2))
+        good = x[tuple(found[0])] if len(found) else torch.zeros_like(x[0, 0])
+        return torch.where(mask, x, good.detach())
+
+    return tree_map(fill, inputs)
 
 
 def replay(recurrence: Recurrence, pieces: Sequence[Piece], state: Any) -> tuple[list[Any], Any]:
@@ -127,7 +183,7 @@ def replay(recurrence: Recurrence, pieces: Sequence[Piece], state: Any) -> tuple
         return [], state
     before, now = [], snapshot()
     try:
-        for piece in pieces:
+        for piece in map(loaded, pieces):
             before.append(detach(state))
             if piece.random:
                 restore(piece.random)
@@ -139,6 +195,7 @@ def replay(recurrence: Recurrence, pieces: Sequence[Piece], state: Any) -> tuple
 
 def stack_pieces(pieces: Sequence[Piece]) -> Piece:
     """Pieces one after the other as one; only its inputs and edges have a meaning."""
+    pieces = [loaded(piece) for piece in pieces]
     if len(pieces) == 1:
         return pieces[0]
     kept = all(piece.weights is not None for piece in pieces)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,29 +27,50 @@ class Tally:
         self.grads: dict[str, Tensor] = {}
         self._extra: list[Tensor | None] = [None] * len(self.extra)
 
-    def add(self, loss: Tensor | None, scale: float) -> None:
-        """Add ``loss * scale`` and its gradient."""
-        if loss is None:
-            return
-        scaled = loss * scale
-        value = scaled.detach()
-        self.total = value if self.total is None else self.total + value
-        targets = [*self.parameters.values(), *self.extra]
-        if not targets:
-            return
-        if not loss.requires_grad:
-            raise ValueError(
-                "the loss depends on no trainable parameter: it, or the model's outputs, were detached or made of "
-                "whole numbers; return a loss that autograd can follow, or freeze all parameters on purpose"
-            )
-        found = torch.autograd.grad(scaled, targets, allow_unused=True)
+    def add(
+        self,
+        loss: Tensor | None,
+        scale: float,
+        flowing: Sequence[tuple[Tensor, Tensor]] = (),
+        wanted: Sequence[Tensor] = (),
+    ) -> list[Tensor | None]:
+        """Add ``loss * scale`` and its gradient, and what flows back into other tensors of the graph: (tensor,
+        cotangent) each. The gradients of the ``wanted`` tensors are given back, and not added to anything.
+        """
+        sources, cotangents = [tensor for tensor, _ in flowing], [flow for _, flow in flowing]
+        targets = [*self.parameters.values(), *self.extra, *wanted]
+        if loss is not None:
+            scaled = loss * scale
+            value = scaled.detach()
+            self.total = value if self.total is None else self.total + value
+            if targets and not loss.requires_grad:
+                raise ValueError(
+                    "the loss depends on no trainable parameter: it, or the model's outputs, were detached or made of "
+                    "whole numbers; return a loss that autograd can follow, or freeze all parameters on purpose"
+                )
+            sources, cotangents = [scaled, *sources], [torch.ones_like(scaled), *cotangents]
+        if not targets or not sources:
+            return [None] * len(wanted)
+        found = torch.autograd.grad(sources, targets, cotangents, allow_unused=True)
+        known = len(self.parameters)
         for name, grad in zip(self.parameters, found):
             if grad is not None:
                 self.grads[name] = grad if name not in self.grads else self.grads[name] + grad
-        for number, grad in enumerate(found[len(self.parameters) :]):
+        for number, grad in enumerate(found[known : known + len(self.extra)]):
             if grad is not None:
-                known = self._extra[number]
-                self._extra[number] = grad if known is None else known + grad
+                before = self._extra[number]
+                self._extra[number] = grad if before is None else before + grad
+        return list(found[known + len(self.extra) :])
+
+    def put(self, leaf: Tensor, at: int, grad: Tensor) -> None:
+        """Add the gradient of some steps of one of the inputs, from its step ``at`` on, if it is asked for."""
+        number = next((n for n, extra in enumerate(self.extra) if extra is leaf), None)
+        if number is None:
+            return
+        whole = self._extra[number]
+        if whole is None:
+            whole = self._extra[number] = torch.zeros_like(leaf)
+        whole[at : at + len(grad)] += grad
 
     def of(self, tree: Any) -> Any:
         """The gradients of the leaves in ``tree``, zeros where none flowed; None for leaves that were not asked for."""

@@ -6,15 +6,16 @@ and then all spans run side by side, as rows, in as many sequential steps as the
 than pay, whose stored states stay within ``TILE_BYTES``.
 
 Cost: one forward pass, and the steps of all spans forward and backward (k2 / k1 times the stretch for windows, once
-for cuts). A model that draws random numbers (dropout) draws new ones in each window; stretches between cuts are then
-left to ``gated``, which runs every step once.
+for cuts). Within a budget of bytes the forward pass keeps the states of no more windows than run together, and a window
+that does not fit by itself is recomputed in segments (``recompute``). A model that draws random numbers (dropout) draws
+new ones in each window; stretches between cuts are then left to ``gated``, which runs every step once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,11 +27,13 @@ from chronograd.kernels.order import ROWS_TOGETHER
 from chronograd.recurrence.adapters import Recurrence
 from chronograd.recurrence.states import detach, tree_map
 
+from .course import Course
 from .losses import Losses
-from .replay import device_of, reset_gates
+from .recompute import Walk, measured_bytes
+from .replay import device_of, edges_of, reset_gates
 from .tally import Tally, saved_bytes
 
-__all__ = ["TILE_BYTES", "Reach", "between_cuts", "span_gradient", "visit_states"]
+__all__ = ["TILE_BYTES", "Reach", "between_cuts", "span_gradient", "spans_within", "visit_states"]
 
 TILE_BYTES = 256 * 2**20
 
@@ -101,6 +104,80 @@ def span_gradient(
             if at == 0:
                 together = max(1, min(useful, int(TILE_BYTES // max(1, count.total // len(tile)))))
             at += len(tile)
+
+
+def spans_within(
+    recurrence: Recurrence,
+    course: Course,
+    state: Any,
+    visits: Sequence[int],
+    spans: Sequence[Reach],
+    losses: Losses,
+    history: int,
+    scale: float,
+    tally: Tally,
+    budget: int,
+) -> tuple[dict[int, Any], Any]:
+    """The same within a budget of bytes, with ``state`` before the first step of ``course``: add the gradient of all
+    spans (ascending); the states before the steps ``visits``, and the final one.
+
+    Raises:
+        ValueError: where so few bytes cannot work, with the smallest number that can.
+    """
+    each = measured_bytes(recurrence, course, losses, state, tally)
+    longest = max(span.last - span.start + 1 for span in spans)
+    plan = each.plan(longest, budget)
+    together = 1 if plan.advances else max(1, int((budget - each.fixed) // (longest * each.step + each.state)))
+    forward = Walk(recurrence, course, losses, history, scale, tally, cut_at_resets)
+    states: dict[int, Any] = {0: state}
+    at = 0
+
+    def go_to(step: int) -> None:
+        nonlocal at, state
+        if step > at:
+            state = forward.advance(at, step, state)
+            at = step
+
+    waiting = sorted(set(visits))
+    for begin in range(0, len(spans), together):
+        tile = spans[begin : begin + together]
+        found: dict[int, Any] = {}
+        for span in tile:
+            for step in [*(step for step in waiting if step <= span.start), span.start]:
+                go_to(step)
+                found[step] = state if step else states[0]
+            states |= {step: found[step] for step in waiting if step <= span.start}
+            waiting = [step for step in waiting if step > span.start]
+        if plan.advances:
+            (span,) = tile
+            new = losses[max(0, span.first - history) : span.last + 1 - history]
+            walk = Walk(recurrence, course, new, span.first, scale, tally, cut_at_resets)
+            steps = span.last + 1 - span.start
+            walk.stretch(span.start, span.last + 1, found[span.start], each.plan(steps, budget))
+            continue
+        low, high = tile[0].start, tile[-1].last + 1
+        shifted = [Reach(span.start - low, span.first - low, span.last - low) for span in tile]
+        span_gradient(
+            recurrence,
+            course.piece(low, high),
+            {step - low: known for step, known in found.items()},
+            shifted,
+            losses[max(0, low - history) : high - history],
+            max(0, history - low),
+            scale,
+            tally,
+        )
+    for step in [*waiting, course.steps]:
+        go_to(step)
+        states[step] = state
+    return states, state
+
+
+def cut_at_resets(piece: Piece, state: Any) -> Edges:
+    """The edges of a piece of a window: nothing is cut inside but at resets."""
+    gates = reset_gates(piece.reset)
+    gates = torch.ones_like(piece.gates) if gates is None else gates
+    return edges_of(replace(piece, gates=gates), state)
 
 
 def _alike(spans: Sequence[Reach], states: dict[int, Any]) -> list[list[Reach]]:
