@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .recurrence.linear import DiagonalRNN as DiagonalRNN
     from .recurrence.linear import LinearRNN as LinearRNN
     from .recurrence.recurrent import Recurrent as Recurrent
+    from .streamed import Streamed as Streamed
     from .truncation import AdaptiveTruncation as AdaptiveTruncation
     from .truncation import Chunks as Chunks
     from .truncation import Full as Full
@@ -45,6 +46,7 @@ _HOMES = {
     "RandomTruncation": "truncation",
     "Recurrent": "recurrence.recurrent",
     "Reverse": "modes",
+    "Streamed": "streamed",
     "Window": "truncation",
     "check_model": "recurrence.check",
     "compare": "measure.compare",

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from chronograd.streamed import Streamed, drop_pages
+
 __all__ = ["Chunk", "ChunkStream", "split_tokens"]
 
 Tokens = TypeVar("Tokens", Tensor, np.ndarray)
@@ -147,6 +149,23 @@ class ChunkStream:
         """The place in the text of the first input of row number `row`."""
         return row * self._base + min(row, self._longer)
 
+    def streamed(self) -> tuple[Streamed, Streamed, Tensor | None]:
+        """One epoch in a single call: its inputs and targets `(T, B)`, read as they are needed, and its lengths.
+
+        The lengths `(B,)` are `None` where all rows are equally long, as always with one row or `tail="drop"`; else
+        they belong into the same call, as `lengths=`. The position of this reader plays no part and stays.
+
+        >>> inputs, targets, lengths = ChunkStream(torch.arange(10), batch=2, chunk=3).streamed()
+        >>> inputs, lengths
+        (Streamed(5 steps, from TokenSteps), tensor([5, 4]))
+        >>> inputs[3:].load().tolist(), targets[3:].load().tolist()
+        ([[3, 8], [4, 0]], [[4, 9], [5, 0]])
+        """
+        steps = self._steps
+        lengths = torch.tensor([min(steps, self.row_length(row)) for row in self.rows])
+        inputs, targets = (Streamed(TokenSteps(self, target=target)) for target in (False, True))
+        return inputs, targets, None if bool((lengths == steps).all()) else lengths
+
     def state_dict(self) -> dict[str, Any]:
         """The position, and the stream it is a position of, as plain numbers and strings."""
         return {"epoch": self.epoch, "index": self.index, **self._geometry()}
@@ -181,6 +200,20 @@ class ChunkStream:
         first = index * self.chunk
         longest = self.row_length(0)
         steps = self.chunk if self.tail != "short" else min(self.chunk, longest - first)
+        inputs, targets, lengths = self._lay(first, steps)
+        reset = None
+        if index == 0:
+            reset = torch.zeros(inputs.shape, dtype=torch.bool)
+            reset[0] = True
+        return Chunk(inputs, targets, reset, None if bool((lengths == steps).all()) else lengths, epoch, index)
+
+    @property
+    def _steps(self) -> int:
+        """T of one epoch."""
+        return self.row_length(0) if self.tail == "short" else self.chunks_per_epoch * self.chunk
+
+    def _lay(self, first: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, targets and valid steps of each row, from step `first` of an epoch."""
         inputs = torch.zeros(steps, len(self.rows), dtype=torch.int64)
         targets = torch.zeros_like(inputs)
         lengths = torch.empty(len(self.rows), dtype=torch.int64)
@@ -191,17 +224,30 @@ class ChunkStream:
             inputs[:valid, column] = piece[:valid]
             targets[:valid, column] = piece[1 : valid + 1]
             lengths[column] = valid
-        reset = None
-        if index == 0:
-            reset = torch.zeros(inputs.shape, dtype=torch.bool)
-            reset[0] = True
-        return Chunk(inputs, targets, reset, None if bool((lengths == steps).all()) else lengths, epoch, index)
+        return inputs, targets, lengths
 
     def _slice(self, start: int, stop: int) -> Tensor:
         piece = self.tokens[start:stop]
         if isinstance(piece, Tensor):
             return piece.to(torch.int64)
-        return torch.from_numpy(np.asarray(piece).astype(np.int64))  # a copy, so a read-only map is no trouble
+        copied = torch.from_numpy(np.asarray(piece).astype(np.int64))  # a copy, so a read-only map is no trouble
+        drop_pages(piece)
+        return copied
+
+
+class TokenSteps:
+    """One epoch's inputs or targets as an array (T, B) of which any steps can be read."""
+
+    dtype = torch.int64
+
+    def __init__(self, stream: ChunkStream, *, target: bool) -> None:
+        self._stream = stream
+        self._target = target
+        self.shape = (stream._steps, len(stream.rows))
+
+    def __getitem__(self, steps: slice) -> Tensor:
+        first, end, _ = steps.indices(self.shape[0])
+        return self._stream._lay(first, end - first)[self._target]
 
 
 def split_tokens(tokens: Tokens, fraction: float = 0.1, *, at_most: int | None = None) -> tuple[Tokens, Tokens]:
