@@ -324,8 +324,8 @@ def test_pages_of_a_map_are_given_back(tmp_path):
     if not resident():
         pytest.skip("the system does not tell what is resident")
     stream = cg.Streamed(mapped)
-    for begin in range(0, 4096, 256):
-        stream[begin : begin + 256].load()
+    for begin in range(0, 4096, 32):
+        stream[begin : begin + 32].load()
     assert resident() < 1024  # of 16 MB
 
 

@@ -25,6 +25,7 @@ Tree = Any
 
 _MARKED = 256  # elements of a tensor that its mark is made of
 _TRIED = 16  # steps on which a mapped function is tried
+_AROUND = 1 << 20  # bytes on both sides of what is read of a mapped file
 
 
 class Streamed:
@@ -48,9 +49,9 @@ class Streamed:
     random access, make that cheap. Sources of chunks are read once to count their steps, when those are first asked
     for. What fits in memory needs none of this: give the tensor.
 
-    What is kept: the chunks of the last load, the first step, and 16 bytes for each chunk; of arrays
-    nothing, and a mapped file's pages are given back after each load. Chunks that give other
-    numbers when they are read again are recognised by some 256 of their elements; arrays are not checked for this.
+    What is kept: the chunks of the last load, the first step, and 16 bytes for each chunk; of arrays nothing, and a
+    mapped file's pages are given back after each load. Chunks that give other numbers when they are read again are
+    recognised by some 256 of their elements; arrays are not checked for this.
 
     Raises:
         TypeError: a source that cannot be opened again, or is none of the above; later, chunks that are no tensors.
@@ -203,8 +204,10 @@ def drop_pages(part: Any) -> None:
     origin = np.frombuffer(mapped, np.uint8).ctypes.data
     low = part.ctypes.data + sum((n - 1) * stride for n, stride in zip(part.shape, part.strides) if stride < 0)
     high = part.ctypes.data + sum((n - 1) * stride for n, stride in zip(part.shape, part.strides) if stride > 0)
-    first = (low - origin) // mmap.PAGESIZE * mmap.PAGESIZE
-    mapped.madvise(mmap.MADV_DONTNEED, first, min(high + part.itemsize - origin, len(mapped)) - first)
+    # The system maps some pages around each that is read.
+    first = max(low - origin - _AROUND, 0) // mmap.PAGESIZE * mmap.PAGESIZE
+    end = min(high + part.itemsize - origin + _AROUND, len(mapped))
+    mapped.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 # --- Functions over steps ---------------------------------------------------------------------------------------------
