@@ -99,7 +99,7 @@ def _within(run: Run, stretch: Stretch, plan: GatePlan, budget: int) -> Carry:
     course = Course([*segment.pieces, stretch.piece], starts)
     walk = Walk(run.recurrence, course, run.losses, new, run.scale, run.tally)
     final = walk.within(budget, [new + cut for cut in plan.cuts], segment.state)
-    passed = [*(walk.passed[start] for start in starts[:-1]), Passage(final, walk.finish())]
+    passed = [*(walk.passed[start] for start in starts[:-1]), Passage(final, walk.ended)]
     done = [
         ran(piece, a.random, b.random) for piece, a, b in zip(parts, passed[len(history) :], passed[len(history) + 1 :])
     ]

@@ -21,6 +21,7 @@ class PeakBytes(TorchDispatchMode):
 
     ``tensors`` is the most of them that lived at once.
 
+    >>> import torch
     >>> with PeakBytes() as count:
     ...     a = torch.ones(1000)  # 4000 bytes
     ...     del a

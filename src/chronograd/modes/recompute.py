@@ -40,7 +40,7 @@ __all__ = ["Passage", "Walk", "measured_bytes"]
 MOST_TOGETHER = 4096
 # Of a tensor beside its numbers: the tensor, its storage, the node of the graph that made it.
 PER_TENSOR = 1000
-LOOKED_AT = 96  # steps, to measure their bytes
+LOOKED_AT = 32  # steps, at least, to measure their bytes
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class Walk:
         self._random = snapshot()  # the last one that was looked at
         self._begun = self._ended = self._random
 
-    def finish(self) -> list[Tensor]:
-        """Leave the generators as the one run over all steps would have; their states."""
-        restore(self._ended)
+    @property
+    def ended(self) -> list[Tensor]:
+        """The generators' states after the last step that has run."""
         return self._ended
 
     def within(self, budget: int, cuts: Sequence[int], state: Any) -> Any:
@@ -143,6 +143,7 @@ class Walk:
                 case Back(i):
                     later = detach(taped[i].start)
                     cotangents = self._back(taped.pop(i), cotangents)
+        restore(self._ended)  # what was run again has set the generators back
         return final
 
     def advance(self, begin: int, end: int, state: Any) -> Any:
@@ -221,25 +222,33 @@ class Walk:
 def measured_bytes(recurrence: Recurrence, course: Course, losses: Losses, state: Any, tally: Tally) -> StepBytes:
     """What steps of a course take, counted over some of its first ones; ``losses`` are of its steps.
 
-    A peak is taken over few steps and over more; what it grows by is a step's share.
+    A peak is taken over some steps and over twice as many; what it grows by is a step's share. On few steps the
+    parameters' gradients would hide what the steps take, so as many are run as take several times their bytes.
     """
-    more = min(course.steps, len(losses.weights), LOOKED_AT)
-    few = max(1, more // 3)
-    peaks = []
+    most = min(course.steps, len(losses.weights))
+
+    def peak(steps: int) -> int:
+        nonlocal held
+        with PeakBytes() as count:
+            walk = Walk(recurrence, course, losses, 0, 1.0, Tally(tally.parameters))
+            taped = walk._tape(0, steps, begun, inner=True)
+            walk._back(taped, [torch.ones_like(leaf) for leaf in leaves(taped.end) if _flows(leaf)])
+        held = sum(leaf.nbytes for leaf in leaves(taped.end))
+        if walk._ended is not walk._begun:
+            held += sum(part.nbytes for part in walk._ended)
+        return count.peak + PER_TENSOR * count.tensors
+
+    held = 0
     with keep_random(), keep_buffers(recurrence.model):
-        recurrence.run(*_first(course, state))  # what is found out about a model is found out once
-        for steps in (few, more):
-            with PeakBytes() as count:
-                walk = Walk(recurrence, course, losses, 0, 1.0, Tally(tally.parameters))
-                taped = walk._tape(0, steps, state, inner=state is not None)
-                ends = [torch.ones_like(leaf) for leaf in leaves(taped.end) if _flows(leaf)]
-                walk._back(taped, ends)
-            peaks.append(count.peak + PER_TENSOR * count.tensors)
-            held = sum(leaf.nbytes for leaf in leaves(taped.end))
-            if walk._ended is not walk._begun:
-                held += sum(part.nbytes for part in walk._ended)
-    step = max(1, -(-(peaks[1] - peaks[0]) // max(1, more - few)))
-    return StepBytes(step, held, max(0, peaks[0] - step * few))
+        with torch.no_grad():  # what is found out about a model is found out here
+            _, begun = recurrence.run(*_first(course, state))
+        few = min(LOOKED_AT, max(1, most // 2))
+        each = peak(few) / few  # at least a step's share
+        weights = sum(parameter.nbytes for parameter in tally.parameters.values())
+        few = max(few, min(most // 8, 2 * weights // max(1, held)))
+        low, high = peak(few), peak(min(most, 2 * few))
+    step = max(1, -(-(high - low) // few)) if most > few else int(each)
+    return StepBytes(step, held, held + max(0, low - step * few))
 
 
 def _together(bounds: Sequence[int], room: int) -> Iterator[tuple[int, int]]:

@@ -288,7 +288,9 @@ def smallest_budget(steps: int, state: int, step: int, fixed: int, least: int = 
     return fixed + state + min(least, steps) * step
 
 
-def best_plan(steps: int, budget: int, state: int, step: int, fixed: int, least: int = 1) -> Plan:
+def best_plan(
+    steps: int, budget: int, state: int, step: int, fixed: int, least: int = 1, most: int | None = None
+) -> Plan:
     """The plan with the fewest forward steps among those with ``fixed + slots state + length step <= budget``.
 
     Among equals the one with the longest segments, which cost the least overhead. A plan of two levels, where one fits,
@@ -301,6 +303,8 @@ def best_plan(steps: int, budget: int, state: int, step: int, fixed: int, least:
         step: bytes that a taped segment holds for each of its steps.
         fixed: bytes that are held whatever the plan, the current state among them.
         least: steps below which a segment is mostly overhead. Shorter ones are taken only where nothing else fits.
+        most: steps beyond which a longer segment only leaves the cache. Segments of so many steps are taken where all
+            of their states fit, but all steps cannot be taped at once; None for no such length.
 
     Raises:
         BudgetTooSmall: where not even single steps fit, with the smallest budget that works.
@@ -317,6 +321,11 @@ def best_plan(steps: int, budget: int, state: int, step: int, fixed: int, least:
         raise BudgetTooSmall(budget, smallest_budget(steps, state, step, fixed))
     if longest == steps:
         return Plan(steps, steps, 1, 0, fixed + state + steps * step)
+    if most is not None and most < longest:
+        slots = _parts(steps, most) - 1
+        nbytes = fixed + slots * state + most * step
+        if nbytes <= budget:
+            return Plan(steps, most, slots, slots * most, nbytes)
     best, repeats = None, 0
     for length in _lengths(steps, least if least <= longest else 1, longest):
         segments = _parts(steps, length)

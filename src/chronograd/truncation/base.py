@@ -65,6 +65,8 @@ class GatePlan:
 
         if self.drawn is not None:
             return self.drawn
+        if not self.cuts:
+            return torch.ones((), dtype=torch.float64).expand(self.steps, self.since.numel())
         gates = torch.ones(self.steps, self.since.numel(), dtype=torch.float64)
         return gates.index_fill_(0, torch.tensor(self.cuts, dtype=torch.int64), 0.0)
 
