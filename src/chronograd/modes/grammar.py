@@ -1,13 +1,14 @@
-"""Modes as text: ``reverse``."""
+"""Modes as text: ``reverse``, ``scan``, ``scan:quasi,200``."""
 
 from __future__ import annotations
 
 from .base import Mode
 from .reverse import Reverse
+from .scan.mode import Scan, parse_scan
 
 __all__ = ["GRAMMAR", "parse"]
 
-GRAMMAR = "reverse"
+GRAMMAR = "reverse or scan[:newton|quasi|loop][,always][,ITERATIONS][,TOLERANCE][,BYTES]"
 
 
 def parse(text: str) -> Mode:
@@ -18,7 +19,17 @@ def parse(text: str) -> Mode:
 
     >>> parse("reverse")
     Reverse()
+    >>> parse("scan:loop").forward
+    'loop'
     """
-    if text.strip().lower() == "reverse":
-        return Reverse()
+    name, _, rest = text.strip().partition(":")
+    words = [word.strip() for word in rest.split(",")] if rest else []
+    try:
+        match name.lower(), words:
+            case "reverse", []:
+                return Reverse()
+            case "scan", _:
+                return parse_scan(words) if words else Scan()
+    except ValueError as error:
+        raise ValueError(f"mode {text!r}: {error}") from None
     raise ValueError(f"mode {text!r} is not understood; write {GRAMMAR}")

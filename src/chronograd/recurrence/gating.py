@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from chronograd.kernels import Edges
 
-from .sequence import LayerWeights, cell_sequence, layer_sequence, run_cell, run_layers
+from .sequence import Engine, LayerWeights, Sequential, cell_sequence, layer_sequence
 from .states import RowDims, leaves
 
 __all__ = ["GatedForward", "Track"]
@@ -67,14 +67,14 @@ class Track:
 
 class GatedForward(TorchFunctionMode):
     """Run the recurrent layers of a model under ``edges``; ``fresh[n]`` are the initial states of the n-th track's
-    resets.
+    resets, ``engine`` what runs their loops.
 
     ``blocked`` says afterwards what could not be caught, or None.
     """
 
-    def __init__(self, edges: Edges, fresh: list[State | None] | None = None) -> None:
+    def __init__(self, edges: Edges, fresh: list[State | None] | None = None, engine: Engine | None = None) -> None:
         super().__init__()
-        self.edges, self.fresh = edges, fresh
+        self.edges, self.fresh, self.engine = edges, fresh, engine or Sequential()
         self.tracks: list[Track] = []
         self.blocked: str | None = None
         self._numbers = edges.fresh_rows()
@@ -104,7 +104,7 @@ class GatedForward(TorchFunctionMode):
             self.blocked = "a recurrent layer that does not run over all steps"
             edges = Edges()
         fresh = self._fresh_of(len(self.tracks))
-        path = run_layers(kind, inputs, initial, weights, dropout, edges, fresh)
+        path = self.engine.layers(kind, inputs, initial, weights, dropout, edges, fresh)
         self.tracks.append(Track(origin, initial, path.final, states=path.states))
         return path.outputs, path.final
 
@@ -127,7 +127,7 @@ class GatedForward(TorchFunctionMode):
         return (outputs.transpose(0, 1) if batch_first else outputs, *final)
 
     def _recurrent(self, cell: Any, inputs: Any, state: Any) -> tuple[list[Any], Any]:
-        path = run_cell(cell, inputs, state, self.edges)
+        path = self.engine.cell(cell, inputs, state, self.edges)
         self.tracks.append(Track("recurrent", tuple(leaves(state)), tuple(leaves(path.final)), steps=path.states))
         return path.outputs, path.final
 
