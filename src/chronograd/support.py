@@ -81,7 +81,7 @@ def row_of(truncation: Truncation) -> str:
 
 _NO_LOOP = Support(
     why="its loop over time is not to be seen: neither recurrent layers nor a cell in cg.Recurrent",
-    remedy="put the step into cg.Recurrent(cell), or use mode=cg.Reverse()",
+    remedy="use mode=cg.Reverse(), or put the step into cg.Recurrent(cell)",
 )
 _NO_SCAN_OF_WINDOWS = Support(
     why="windows that overlap are rows of a batch already, and no longer than k2 steps",

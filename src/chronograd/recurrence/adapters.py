@@ -251,8 +251,8 @@ class Recurrence:
                 return outputs, final, [state if t == 0 else self.layout.before(final, seen, t) for t in visits]
             if self.engine is not None:
                 raise ValueError(
-                    f"{type(self.model).__name__} runs its recurrent layers otherwise than on its first two steps, or not "
-                    "over all steps, so they cannot be run in parallel over time; use mode=cg.Reverse()"
+                    f"{type(self.model).__name__} runs its recurrent layers otherwise than on its first two steps, or "
+                    "not over all of them, so they cannot be run in parallel over time; use mode=cg.Reverse()"
                 )
             # The model ran its layers otherwise than in its first steps: from here on it is an opaque one.
             self.__dict__["dims"], self.__dict__["layout"] = self.layout.dims, None

@@ -18,7 +18,17 @@ from chronograd.kernels import Edges, run_projected
 from .states import RowDims, check_state, leaves, tree_map
 from .torch_layers import run_in_torch, torch_serves
 
-__all__ = ["Engine", "LayerWeights", "Path", "Sequential", "cell_sequence", "check_rows", "layer_sequence", "run_cell", "run_layers"]
+__all__ = [
+    "Engine",
+    "LayerWeights",
+    "Path",
+    "Sequential",
+    "cell_sequence",
+    "check_rows",
+    "layer_sequence",
+    "run_cell",
+    "run_layers",
+]
 
 State = tuple[Tensor, ...]
 NO_EDGES = Edges()

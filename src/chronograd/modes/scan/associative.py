@@ -150,9 +150,7 @@ def scan(
     return out
 
 
-def _scan(
-    c: Coefficients, terms: Tensor, start: Tensor | None, out: Tensor, reverse: bool, block: int
-) -> None:
+def _scan(c: Coefficients, terms: Tensor, start: Tensor | None, out: Tensor, reverse: bool, block: int) -> None:
     """Fill ``out``; ``start`` is (1, B, n) or None."""
     steps, blocks = len(terms), len(terms) // block
     if blocks < 3:  # a level more would be as deep

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from chronograd.kernels import Edges
+from chronograd.modes.replay import snapshot
 from chronograd.recurrence.sequence import Path, check_rows, run_cell
 from chronograd.recurrence.states import RowDims, detach, leaves, tree_map
 
@@ -37,7 +38,7 @@ def run_cell_at_once(mode: Scan, ways: list[Way], cell: Cell, inputs: Tree, stat
     Raises:
         ValueError: as ``Scan`` says, and for states that are not real numbers of one dtype.
     """
-    before = torch.get_rng_state()
+    random = snapshot()
     first = None
     if state is None:
         first = state = cell(tree_map(lambda x: x[0], inputs), None)
@@ -46,7 +47,7 @@ def run_cell_at_once(mode: Scan, ways: list[Way], cell: Cell, inputs: Tree, stat
     history = [] if first is None else [first]
     if leaves(inputs)[0].shape[0]:
         steps = _Steps(mode, ways, cell, inputs, state, edges)
-        if not torch.equal(before, torch.get_rng_state()):
+        if not all(map(torch.equal, random, snapshot())):
             raise ValueError(
                 f"mode {mode}: the {steps.solver.loop} draws random numbers, and its steps are run several times, each "
                 "time with others; switch them off (model.eval()), draw them outside of the cell, or use "
@@ -91,7 +92,15 @@ class _Steps:
 
     def call(self, before: Tensor) -> Tensor:
         """f of all steps, from the states (T, B, n) before them."""
-        after = self._flat(self.cell(self.flat_inputs, self._tree(before.flatten(0, 1))), self.steps * self.rows)
+        try:
+            after = self.cell(self.flat_inputs, self._tree(before.flatten(0, 1)))
+        except Exception as error:
+            error.add_note(
+                f"chronograd called the cell once for all steps, as {self.steps * self.rows} rows; a cell made for one "
+                "batch size runs under mode=cg.Reverse()"
+            )
+            raise
+        after = self._flat(after, self.steps * self.rows)
         return self._arrived(after.unflatten(0, (self.steps, self.rows)), before)
 
     def _arrived(self, after: Tensor, before: Tensor) -> Tensor:
@@ -110,15 +119,14 @@ class _Steps:
             after = self.call(given)
             found = []
             for number in range(self.size):
-                one = after[..., number]
-                (row,) = torch.autograd.grad(one.sum(), given, retain_graph=True, materialize_grads=True)
+                row = _pulled(after[..., number], given)
                 found.append(row if full else row[..., number])
         return after.detach(), torch.stack(found, 2 if full else -1)
 
     def run(self) -> list[Tree]:
         """The states after every step."""
         mode = self.solver.mode
-        start = self._laid(detach(self.state)[...] if isinstance(self.state, Tensor) else detach(self.state))[0]
+        start = self._laid(detach(self.state))[0]
         if mode.forward == "loop":
             self.solver.ways.append(Way(self.solver.loop, "jacobians"))
             path = self._walk(self.edges, self.steps)
@@ -144,7 +152,7 @@ class _Steps:
                 after = self.call(leaf)
 
             def pull(delta: Tensor) -> Tensor:
-                (flow,) = torch.autograd.grad(after, leaf, delta, retain_graph=True)
+                flow = _pulled(after, leaf, delta)
                 return flow if self.edges.gates is None else _gated(flow, self.edges.gates)
 
             return solver.solve_back(pull, own, given)
@@ -203,6 +211,14 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, given: Tensor) -> tuple[None, None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, None, ctx.steps.cotangents(*ctx.saved_tensors, given)
+
+
+def _pulled(after: Tensor, before: Tensor, given: Tensor | None = None) -> Tensor:
+    """What ``given`` (None is ones) on ``after`` gives ``before``: zeros where the step does not look at the state."""
+    if not after.requires_grad:
+        return torch.zeros_like(before)
+    given = torch.ones_like(after) if given is None else given
+    return torch.autograd.grad(after, before, given, retain_graph=True, materialize_grads=True)[0]
 
 
 def _gated(flow: Tensor, gates: Tensor) -> Tensor:

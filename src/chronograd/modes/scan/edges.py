@@ -33,9 +33,8 @@ def linear_coefficients(weight: Tensor, edges: Edges, *, back: bool = False) -> 
     if weight.dim() == 2:
         cut, scale = _cuts(edges, back), None
         if cut is not None:
-            gated = edges.gates is not None and back
-            scale = edges.gates.to(weight.real.dtype) if gated else cut.new_ones(cut.shape, dtype=weight.real.dtype)
-            scale = scale.masked_fill(cut, 0)
+            gates = edges.gates if back and edges.gates is not None else torch.ones_like(cut)
+            scale = gates.to(weight.real.dtype).masked_fill(cut, 0)
         return Constant(weight.mH if back else weight, scale, None if edges.valid is None else ~edges.valid)
     marks = next((part for part in (edges.reset, edges.valid, edges.gates if back else None) if part is not None), None)
     if marks is None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from chronograd.kernels import Edges, run_projected

@@ -20,7 +20,6 @@ from chronograd.kernels.reference import refuse_twice, run_layer, start_anew, st
 from .associative import Coefficients, Diagonal, scan
 from .edges import linear_coefficients, step_coefficients
 from .jacobians import diagonals, jacobians, step_all
-from .newton import Solved
 from .solver import Solver
 
 __all__ = ["LINEAR", "run_layer_at_once"]
@@ -113,9 +112,7 @@ class _Layer(torch.autograd.Function):
         return None, drives, dweight, dbias, *initial, *fresh
 
 
-def _states(
-    plan: _Plan, drive: Tensor, weight: Tensor, bias: Tensor | None, initial: State, fresh: State
-) -> State:
+def _states(plan: _Plan, drive: Tensor, weight: Tensor, bias: Tensor | None, initial: State, fresh: State) -> State:
     """The states after every step, (T, B, H) each."""
     edges, cell, (steps, rows) = plan.edges, plan.cell, drive.shape[:2]
     if plan.kind in LINEAR:

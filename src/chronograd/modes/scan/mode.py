@@ -31,7 +31,7 @@ class Scan(Mode):
 
     Exact for the terms that the truncation keeps, to ``tolerance``. Takes models whose recurrent loops can be seen:
     layers of torch or ours, however deep inside, and cells in ``cg.Recurrent``; float32 and float64, complex for
-    ``cg.DiagonalRNN`` and ``cg.LinearRNN``. Afterwards ``gradient.how`` says for each loop how it was computed, in how
+    ``cg.DiagonalRNN``. Afterwards ``gradient.how`` says for each loop how it was computed, in how
     many iterations, and how far it was from the end before each.
 
     When not to use it: on a few cores. A scan does two to three times the work of a loop (n^3 for each step where
@@ -67,8 +67,8 @@ class Scan(Mode):
     >>> cg.Scan("quasi", iterations=200).spec()
     'scan:quasi,200'
 
-    References: Blelloch 1990 (scans); Martin and Cundy 2018 (linear recurrences); Lim et al. 2024 (DEER: Newton over the
-    sequence); Gonzalez et al. 2024 (quasi-DEER: diagonals); Wang et al. 2020 (BPPSA: the way back as a scan).
+    References: Blelloch 1990 (scans); Martin and Cundy 2018 (linear recurrences); Lim et al. 2024 (DEER: Newton over
+    the sequence); Gonzalez et al. 2024 (quasi-DEER: diagonals); Wang et al. 2020 (BPPSA: the way back as a scan).
     """
 
     name = "scan"

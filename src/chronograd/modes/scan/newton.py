@@ -13,6 +13,7 @@ and the error shrinks by a factor instead. Lim et al., arXiv:2309.12252 (DEER); 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,15 +52,20 @@ def tolerance_of(given: float | None, dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps ** 0.75 if given is None else given
 
 
-def solve(step: Step, start: Tensor, edges: Edges, steps: int, *, full: bool, iterations: int, tolerance: float) -> Solved:
+def solve(
+    step: Step, start: Tensor, edges: Edges, steps: int, *, full: bool, iterations: int, tolerance: float
+) -> Solved:
     """The states of a recurrence, from a guess of zeros.
 
     Args:
-        step: ``step(before, full) -> (after, jacobian)``: f at the states (T, B, n) before each step, and J (T, B, n, n),
-            or with ``full=False`` its diagonal (T, B, n), a tensor of its own. Where a row resets it gives the fresh
-            step whatever comes before.
+        step: ``step(before, full) -> (after, jacobian)``: f at the states (T, B, n) before each step, and J (T, B, n,
+            n), or with ``full=False`` its diagonal (T, B, n), a tensor of its own. Where a row resets it gives the
+            fresh step whatever comes before.
         start: the state before the first step, (B, n).
         edges: resets and frozen rows.
+
+    Returns:
+        The states; all NaN where f is not finite to begin with, for the caller to say what of its data is not.
 
     Raises:
         NotConverged: when the states still change by more than ``tolerance`` times the largest of them, or 1.
@@ -79,6 +85,8 @@ def solve(step: Step, start: Tensor, edges: Edges, steps: int, *, full: bool, it
         if idle is not None:
             after = torch.where(idle, before, after)
         residuals.append(float((after - path).abs().amax()))
+        if not changes and not math.isfinite(residuals[0]):  # f of plain zeros: the data or the weights are not finite
+            return Solved(torch.full_like(path, torch.nan), tuple(residuals), ())
         coefficients = step_coefficients(jacobian, edges)
         # b = f - J h, by the coefficients themselves: a cut or frozen row is then what they say.
         terms = after - coefficients.step(slice(None), before, torch.zeros_like(before))

@@ -61,9 +61,7 @@ class Solver:
                 f'use cg.Scan("quasi"), cg.Scan(limit={needed}) or mode=cg.Reverse()'
             )
 
-    def solve(
-        self, step: Step, start: Tensor, edges: Edges, steps: int, walk: Callable[[int], Tensor]
-    ) -> Tensor:
+    def solve(self, step: Step, start: Tensor, edges: Edges, steps: int, walk: Callable[[int], Tensor]) -> Tensor:
         """The states (T, B, n); ``walk(few)`` gives the Jacobians of the first few steps of the loop, where Newton
         fails.
 
@@ -82,7 +80,8 @@ class Solver:
                 tolerance=tolerance,
             )
         except NotConverged as failed:
-            few = min(steps, MEASURED, max(20, MEASURED_BYTES // max(1, start.numel() * start.shape[-1] * start.itemsize)))
+            bytes_of_step = start.numel() * start.shape[-1] * start.itemsize
+            few = min(steps, MEASURED, max(20, MEASURED_BYTES // max(1, bytes_of_step)))
             self._refuse(failed, tolerance, "states", walk(few))
         self.note(found)
         return found.path
