@@ -212,3 +212,11 @@ def test_compare_shows_the_modes_beside_each_other():
     assert "scan" in result.table() and "scan:loop" in result.table()
     first = next(row for row in result.candidates if row.mode == "scan")
     assert first.bias < 1e-10
+
+
+@pytest.mark.parametrize("mode", [cg.Scan(), cg.Scan("quasi"), cg.Scan("loop")], ids=str)
+def test_a_loss_whose_slope_is_not_finite_is_not_made_finite(mode):
+    model, x = cg.RNN(2, 2), torch.randn(20, 2, 2)
+    loss_fn = lambda outputs, targets: (outputs - outputs.detach()).abs().sum(-1).sqrt()  # noqa: E731
+    gradient, _ = cg.value_and_grad(model, loss_fn, x, None, mode=mode)
+    assert gradient.loss == 0 and not any(grad.isfinite().all() for grad in gradient.grads.values())

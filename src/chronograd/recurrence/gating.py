@@ -7,6 +7,7 @@ own layers is caught, and runs with the gates, resets and frozen rows of the str
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,8 +40,8 @@ class Track:
     origin: str
     given: State
     final: State
-    states: list[State] = field(default_factory=list)
-    steps: list[State] = field(default_factory=list)
+    states: Sequence[State] = field(default_factory=list)
+    steps: Sequence[State] = field(default_factory=list)
     weight: Tensor | None = None
 
     @property
@@ -126,7 +127,7 @@ class GatedForward(TorchFunctionMode):
         )
         return (outputs.transpose(0, 1) if batch_first else outputs, *final)
 
-    def _recurrent(self, cell: Any, inputs: Any, state: Any) -> tuple[list[Any], Any]:
+    def _recurrent(self, cell: Any, inputs: Any, state: Any) -> tuple[Any, Any]:
         path = self.engine.cell(cell, inputs, state, self.edges)
         self.tracks.append(Track("recurrent", tuple(leaves(state)), tuple(leaves(path.final)), steps=path.states))
         return path.outputs, path.final
@@ -148,6 +149,7 @@ class GatedForward(TorchFunctionMode):
         after = tuple(new) if pair else (new,)
         if self.edges.valid is not None and step < len(self._frozen) and self._frozen[step]:
             after = _rows(after).choose(self.edges.valid[step], after, state)
+        assert isinstance(track.steps, list)  # of a loop seen step by step
         track.steps.append(after)
         track.final = after
         return after if pair else after[0]

@@ -44,14 +44,15 @@ class LayerWeights(NamedTuple):
 
 
 class Path(NamedTuple):
-    """What a loop left behind: ``outputs`` (T, B, ...), the ``final`` state, and the states after every step.
+    """What a loop left behind: ``outputs`` (T, B, ...), which of a cell are its states, nested as they are; the
+    ``final`` state; and the states after every step.
 
     ``states[layer][part]`` is (T, B, H) for layers; ``states[t]`` are the tensors of a cell's state.
     """
 
     outputs: Any
     final: Any
-    states: list[State]
+    states: Sequence[State]
 
 
 def run_layers(
@@ -139,7 +140,7 @@ def run_cell(cell: Callable[[Any, Any], Any], inputs: Any, state: Any, edges: Ed
         state = new
         history.append(state)
         states.append(tuple(leaves(state)))
-    return Path(history, state, states)
+    return Path(tree_map(lambda *steps: torch.stack(steps), *history), state, states)
 
 
 def _steps_of(inputs: Any) -> Iterable[Any]:
@@ -160,8 +161,8 @@ def check_rows(state: Any, rows: int) -> None:
             )
 
 
-def cell_sequence(cell: Callable[[Any, Any], Any], inputs: Any, state: Any) -> tuple[list[Any], Any]:
-    """The states after every step, and the final one; overridable."""
+def cell_sequence(cell: Callable[[Any, Any], Any], inputs: Any, state: Any) -> tuple[Any, Any]:
+    """The states after every step, (T, B, ...), and the final one; overridable."""
     tensors = tuple(leaves(inputs))
     if has_torch_function(tensors):
         return handle_torch_function(cell_sequence, tensors, cell, inputs, state)

@@ -8,7 +8,7 @@ turns what the losses give each state into what it owes to all later ones, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def run_cell_at_once(mode: Scan, ways: list[Way], cell: Cell, inputs: Tree, stat
         first = state = cell(tree_map(lambda x: x[0], inputs), None)
         check_rows(state, leaves(inputs)[0].shape[1])
         inputs, edges = tree_map(lambda x: x[1:], inputs), edges[1:]
-    history = [] if first is None else [first]
+    states = None if first is None else tree_map(lambda x: x.unsqueeze(0), first)
     if leaves(inputs)[0].shape[0]:
         steps = _Steps(mode, ways, cell, inputs, state, edges)
         if not all(map(torch.equal, random, snapshot())):
@@ -53,8 +53,23 @@ def run_cell_at_once(mode: Scan, ways: list[Way], cell: Cell, inputs: Tree, stat
                 "time with others; switch them off (model.eval()), draw them outside of the cell, or use "
                 "mode=cg.Reverse()"
             )
-        history += steps.run()
-    return Path(history, history[-1], [tuple(leaves(state)) for state in history])
+        rest = steps.run()
+        states = rest if first is None else tree_map(lambda one, more: torch.cat((one, more)), states, rest)
+    # A copy, so that a carried state does not keep all others in memory.
+    return Path(states, tree_map(lambda x: x[-1].clone(), states), _Each(leaves(states)))
+
+
+class _Each(Sequence[tuple[Tensor, ...]]):
+    """The tensors of each step's state, taken from all of them when they are asked for."""
+
+    def __init__(self, states: list[Tensor]) -> None:
+        self.states = states
+
+    def __len__(self) -> int:
+        return len(self.states[0])
+
+    def __getitem__(self, step: Any) -> Any:
+        return tuple(part[step] for part in self.states)
 
 
 class _Steps:
@@ -123,8 +138,8 @@ class _Steps:
                 found.append(row if full else row[..., number])
         return after.detach(), torch.stack(found, 2 if full else -1)
 
-    def run(self) -> list[Tree]:
-        """The states after every step."""
+    def run(self) -> Tree:
+        """The states after every step, (T, B, ...)."""
         mode = self.solver.mode
         start = self._laid(detach(self.state))[0]
         if mode.forward == "loop":
@@ -139,7 +154,7 @@ class _Steps:
             before = torch.cat((self._laid(state), path[:-1].detach()))
             after = self.call(before)
             path = _Adjoint.apply(self, before.detach(), after) if after.requires_grad else after
-        return [self._tree(each) for each in path.unbind(0)]  # pyright: ignore[reportAttributeAccessIssue]
+        return self._tree(path)  # pyright: ignore[reportArgumentType]
 
     def cotangents(self, before: Tensor, given: Tensor) -> Tensor:
         """delta (T, B, n), from what the losses give (T, B, n)."""
@@ -165,7 +180,8 @@ class _Steps:
     def _walk(self, edges: Edges, steps: int) -> Tensor:
         with torch.no_grad():
             path = run_cell(self.cell, tree_map(lambda x: x[:steps], self.inputs), detach(self.state), edges)
-            return torch.cat([self._laid(state) for state in path.outputs])
+            states = tree_map(lambda x: x.flatten(0, 1), path.outputs)
+            return self._flat(states, steps * self.rows).unflatten(0, (steps, self.rows))
 
     def _first_jacobians(self, steps: int) -> Tensor:
         """Along the loop's first few steps."""
@@ -193,9 +209,9 @@ class _Steps:
         return torch.cat([leaf.reshape(rows, -1) for leaf in found], -1)
 
     def _tree(self, flat: Tensor) -> Tree:
-        """(rows, n) nested as the state is."""
+        """(..., n) nested as the state is."""
         parts = flat.split([shape.numel() for shape in self.shapes], -1)
-        laid = iter([part.reshape(len(flat), *shape) for part, shape in zip(parts, self.shapes)])
+        laid = iter([part.reshape(*flat.shape[:-1], *shape) for part, shape in zip(parts, self.shapes)])
         return tree_map(lambda _: next(laid), self.state)
 
 

@@ -8,7 +8,7 @@ and projected inputs is stored in between.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,14 +102,17 @@ class _Layer(torch.autograd.Function):
         before = states_before(states[:parts], path, plan.edges, states[parts:])
         back = _WayBack(plan, drive, weight, bias, before, path)
         given = _flat(tuple(torch.zeros_like(p) if g is None else g for g, p in zip(cotangents, path)))
-        product, drives, through = back.pull(back.cotangents(given))
-        dweight = plan.cell.weight_back(product.flatten(0, 1), before[0].flatten(0, 1))
-        dbias = product.flatten(0, 1).sum(0) if ctx.has_bias else None
-        initial = tuple(part[0] for part in _parts(back.crossed(through)[:1], parts))
-        fresh: State = ()
-        if plan.edges.reset is not None:
-            fresh = _parts(through[plan.edges.reset], parts)
-        return None, drives, dweight, dbias, *initial, *fresh
+        delta = back.cotangents(given)
+        flow = back.pull(delta)
+        product = flow.product.flatten(0, 1)
+        dweight = plan.cell.weight_back(product, before[0].flatten(0, 1)) if ctx.needs_input_grad[2] else None
+        dbias = product.sum(0) if ctx.has_bias and ctx.needs_input_grad[3] else None
+        initial, fresh = (None,) * parts, (None,) * (len(states) - parts)
+        if any(ctx.needs_input_grad[4 : 4 + parts]):
+            initial = _parts(back.crossed(back.before(delta, flow, slice(0, 1)))[0], parts)
+        if any(ctx.needs_input_grad[4 + parts :]):
+            fresh = _parts(back.before(delta, flow, plan.edges.reset), parts)
+        return None, flow.drive, dweight, dbias, *initial, *fresh
 
 
 def _states(plan: _Plan, drive: Tensor, weight: Tensor, bias: Tensor | None, initial: State, fresh: State) -> State:
@@ -144,6 +147,16 @@ def _states(plan: _Plan, drive: Tensor, weight: Tensor, bias: Tensor | None, ini
     return tuple(part.contiguous() for part in _parts(found, cell.parts))
 
 
+class _Flow(NamedTuple):
+    """One step back from the states: cotangents of the products and drives (T, B, G), and what goes to each part of the
+    old state beside the product, (T, B, H) or None.
+    """
+
+    product: Tensor
+    drive: Tensor
+    past: tuple[Tensor | None, ...]
+
+
 class _WayBack:
     """The way back through a layer whose states are known, all steps at once."""
 
@@ -152,6 +165,7 @@ class _WayBack:
     ) -> None:
         self.plan, self.weight = plan, weight
         self.across, self.rows = drive.shape[:2], drive.shape[0] * drive.shape[1]
+        self.still = None if plan.edges.valid is None else ~plan.edges.valid.unsqueeze(-1)
         old, new = (tuple(part.flatten(0, 1) for part in states) for states in (before, path))
         cell = plan.cell
         if cell.kept:
@@ -165,7 +179,9 @@ class _WayBack:
         if plan.kind not in LINEAR and plan.solver.mode.forward == "quasi":
             own = step_coefficients(self._each(diagonals), plan.edges, back=True)
             assert isinstance(own, Diagonal)
-            return plan.solver.solve_back(lambda delta: self.crossed(self.pull(delta)[2]), own, given)
+            every = slice(None)
+            pull = lambda delta: self.crossed(self.before(delta, self.pull(delta), every))  # noqa: E731
+            return plan.solver.solve_back(pull, own, given)
         if len(given) == 1:
             return given
         edges = plan.edges[1:]
@@ -179,21 +195,24 @@ class _WayBack:
         delta[:-1] = scan(coefficients, given[:-1], given[-1], reverse=True)
         return delta
 
-    def pull(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One step back from all of delta: cotangents of the products and drives, (T, B, G), and of the states before
-        (T, B, n), as they come to the edges.
-        """
-        plan, cell = self.plan, self.plan.cell
+    def pull(self, delta: Tensor) -> _Flow:
+        """One step back from all of delta, to the products, drives and states before."""
+        cell, still = self.plan.cell, self.still
         product = delta.new_empty(self.rows, self.weight.shape[0])
         drive = torch.empty_like(product) if cell.inner_bias else product
         past = cell.backward(_parts(delta.flatten(0, 1), cell.parts), self.factors, product, drive)
-        through = _flat((cell.product_back(product, self.weight, past[0]), *past[1:]))  # pyright: ignore[reportArgumentType]
-        product, drive, through = (part.unflatten(0, self.across) for part in (product, drive, through))
-        if plan.edges.valid is not None:
-            still = ~plan.edges.valid.unsqueeze(-1)
+        product, drive = product.unflatten(0, self.across), drive.unflatten(0, self.across)
+        if still is not None:
             product, drive = product.masked_fill(still, 0), drive.masked_fill(still, 0)
-            through = torch.where(still, delta, through)
-        return product, drive, through
+        return _Flow(product, drive, tuple(None if part is None else part.unflatten(0, self.across) for part in past))
+
+    def before(self, delta: Tensor, flow: _Flow, at: Any) -> Tensor:
+        """The cotangents of the states before the steps, or steps and rows, ``at``, (..., n), as they reach the edges."""
+        product, *past = (None if part is None else part[at] for part in (flow.product, *flow.past))
+        rows = [None if part is None else part.flatten(0, -2) for part in (product, *past)]
+        back = self.plan.cell.product_back(rows[0], self.weight, rows[1])  # pyright: ignore[reportArgumentType]
+        through = _flat((back, *rows[2:])).view(delta[at].shape)  # pyright: ignore[reportArgumentType]
+        return through if self.still is None else torch.where(self.still[at], delta[at], through)
 
     def crossed(self, through: Tensor) -> Tensor:
         """What is left of the flow behind the edges."""
