@@ -17,6 +17,7 @@ import detach_loop
 import diagonal
 import edges
 import layers
+import parallel
 import startup
 import torch
 import windows
@@ -58,6 +59,7 @@ def main() -> None:
         "beside": lambda: beside.report(rounds, threads),
         "edges": lambda: edges.report(rounds, threads),
         "diagonal": lambda: diagonal.report(rounds, threads),
+        "parallel": lambda: parallel.report(rounds, threads),
         "detach_loop": lambda: detach_loop.report(rounds),
         "windows": lambda: windows.report(rounds),
         "startup": lambda: startup.report(rounds),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .gradient import value_and_grad as value_and_grad
     from .measure.compare import compare as compare
     from .modes import Reverse as Reverse
+    from .modes import Scan as Scan
     from .recurrence.check import check_model as check_model
     from .recurrence.layers import GRU as GRU
     from .recurrence.layers import LSTM as LSTM
@@ -46,6 +47,7 @@ _HOMES = {
     "RandomTruncation": "truncation",
     "Recurrent": "recurrence.recurrent",
     "Reverse": "modes",
+    "Scan": "modes",
     "Streamed": "streamed",
     "Window": "truncation",
     "check_model": "recurrence.check",

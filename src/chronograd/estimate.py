@@ -28,6 +28,8 @@ class Gradient:
         past_inputs: the same of earlier calls' inputs that these losses reach, (``carry.open_steps``, B, ...); None
             where there are none.
         state: gradient of the initial state that the stream was given, while it is in reach; else None.
+        how: with a mode that chooses how to run each recurrent loop (``Scan``), what it did: one entry for each loop
+            in the order in which they ran, printable; else empty. Belongs to one call, as the three above.
 
     >>> import torch
     >>> a = Gradient(torch.tensor(1.0), {"w": torch.tensor([2.0])}, 1.0)
@@ -44,6 +46,7 @@ class Gradient:
     inputs: Any = field(default=None, repr=False)
     past_inputs: Any = field(default=None, repr=False)
     state: Any = field(default=None, repr=False)
+    how: tuple[Any, ...] = field(default=(), repr=False)
 
     def __add__(self, other: Gradient) -> Gradient:
         """The weighted mean of two gradients. Gradients of inputs belong to one call and are not combined."""
@@ -93,7 +96,7 @@ class Gradient:
         """The same on another device."""
         move = lambda tree: tree_map(lambda x: x.to(device), tree)  # noqa: E731
         extras = move(self.inputs), move(self.past_inputs), move(self.state)
-        return Gradient(self.loss.to(device), move(self.grads), self.weight, *extras)
+        return Gradient(self.loss.to(device), move(self.grads), self.weight, *extras, self.how)
 
     def _match(self, model: nn.Module) -> dict[str, nn.Parameter]:
         parameters = dict(model.named_parameters())

@@ -130,6 +130,8 @@ def value_and_grad(
     gradient = _result(
         tally, weight, stretch.piece, past, segment if wrt_inputs and segment.start == 0 else None, wrt_inputs
     )
+    if recurrence.engine is not None:
+        gradient = replace(gradient, how=tuple(recurrence.engine.ways))
     data = [stretch.piece.inputs, losses.targets]  # less to read than the gradients, and finite nearly always
     if (streams(data) or not _finite(leaves(data))) and not _finite([gradient.loss, *gradient.grads.values()]):
         explain_not_finite(stretch.piece, losses)
@@ -203,9 +205,10 @@ def _adapt(
     ):
         if not isinstance(value, kind):
             raise TypeError(f"{door}: {name} must be a {kind.__name__} such as {example}, not {value!r:.80}")
-    recurrence = adapt(model, sample)
+    recurrence = adapt(model, sample, mode.engine())
     # Layers can do whatever opaque models can; telling them apart takes a run, so it waits until it matters.
-    refuse(truncation, mode, "whole" if recurrence.hides else "opaque", recurrence.hides, door)
+    kind = recurrence.kind if recurrence.engine else "whole" if recurrence.hides else "opaque"
+    refuse(truncation, mode, kind, recurrence.hides, door)
     piece, stream = stretch.piece, stretch.carry.stream
     if recurrence.hides and (stream.position or piece.reset is not None or piece.valid is not None):
         raise ValueError(

@@ -65,12 +65,19 @@ def _check_command_line(words: list[str]) -> None:
     assert bound.arguments is not None
 
 
-@pytest.mark.parametrize("door", ["value_and_grad", "unroll"])
-def test_support_table(door):
+@pytest.mark.parametrize(
+    ("heading", "asked"),
+    [
+        ("value_and_grad", ("value_and_grad",)),
+        ("value_and_grad scan", ("value_and_grad", "scan")),
+        ("unroll", ("unroll",)),
+    ],
+)
+def test_support_table(heading, asked):
     """The table on the page is the one that the door asks."""
     text = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
-    found = re.search(rf"<!-- support: {door} -->\n\n(.*?)\n\n<!-- end -->", text, re.DOTALL)
-    assert found and found[1] == support.table(door)
+    found = re.search(rf"<!-- support: {heading} -->\n\n(.*?)\n\n<!-- end -->", text, re.DOTALL)
+    assert found and found[1] == support.table(*asked)
 
 
 def test_local_links_exist():

@@ -11,7 +11,8 @@ import torch.utils.checkpoint
 from torch import nn
 
 import chronograd as cg
-from chronograd.support import KINDS, ROWS, every, find, table
+from chronograd.modes import parse
+from chronograd.support import KINDS, MODES, ROWS, every, find, table
 from oracle import Deep, Opaque, assert_close, assert_same_grads, squared
 
 TRUNCATIONS = [
@@ -305,18 +306,19 @@ def test_draws_follow_global_rows_not_the_batch_they_come_in():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
-@pytest.mark.parametrize("door", ["value_and_grad", "unroll"])
-def test_the_matrix_says_what_happens(door, truncation, kind):
+@pytest.mark.parametrize(("door", "mode"), [*(("value_and_grad", mode) for mode in MODES), ("unroll", "reverse")])
+def test_the_matrix_says_what_happens(door, mode, truncation, kind):
     from chronograd.support import row_of
 
     x, y = data(8)
     model = MODELS[kind]().double()
-    support = find(row_of(truncation), "reverse", kind, door)
+    support = find(row_of(truncation), mode, kind, door)
 
     def call():
         if door == "unroll":
             return cg.unroll(model, x, truncation=truncation)
-        return cg.value_and_grad(model, squared, x, y, truncation=truncation)
+        text = "reverse:1MB" if mode == "reverse within a budget" else mode
+        return cg.value_and_grad(model, squared, x, y, truncation=truncation, mode=parse(text))
 
     if support:
         result, carry = call()
@@ -328,9 +330,13 @@ def test_the_matrix_says_what_happens(door, truncation, kind):
 
 
 def test_the_matrix_is_whole():
-    assert {(row, kind) for row, _, kind, _ in every()} == {(row, kind) for row in ROWS for kind in KINDS}
-    assert table().count("\n") == len(ROWS) + 1
-    assert any(not support for *_, support in every())
+    wanted = {(row, mode, kind) for row in ROWS for mode in MODES for kind in KINDS}
+    for door in ("value_and_grad", "unroll"):
+        assert {entry[:3] for entry in every(door)} == wanted
+        for mode in MODES:
+            entries = [support for _, known, _, support in every(door) if known == mode]
+            assert table(door, mode).count("\n") == len(ROWS) + 1 and any(not support for support in entries)
+            assert all(support.how if support else support.remedy.startswith("use ") for support in entries)
 
 
 def test_a_model_that_hides_its_steps_takes_one_whole_call_only():

@@ -23,7 +23,7 @@ from .cells import CELLS, Cell, fold_biases
 from .edges import Edges
 from .walk import walk_back
 
-__all__ = ["not_twice", "refuse_twice", "run_layer"]
+__all__ = ["not_twice", "refuse_twice", "run_layer", "start_anew", "states_before"]
 
 State = tuple[Tensor, ...]
 
@@ -107,7 +107,7 @@ class _Layer(torch.autograd.Function):
         state, ready = initial, cell.ready(weight)
         for t, (view, new) in enumerate(zip(views, zip(*(part.unbind(0) for part in path)))):
             if edges.reset is not None and resets[t]:
-                state = _start_anew(state, edges.reset[t], fresh, None if numbers is None else numbers[t])
+                state = start_anew(state, edges.reset[t], fresh, None if numbers is None else numbers[t])
             cell.forward(view, state, ready, bias, new)
             if edges.valid is not None and frozen[t]:
                 still = ~edges.valid[t].unsqueeze(-1)
@@ -126,7 +126,7 @@ class _Layer(torch.autograd.Function):
         weight, kept, *saved = ctx.saved_tensors
         parts = cell.parts
         path, initial, fresh = tuple(saved[:parts]), tuple(saved[parts : 2 * parts]), tuple(saved[2 * parts :])
-        before = _states_before(initial, path, edges, fresh)
+        before = states_before(initial, path, edges, fresh)
         found = walk_back(cell, weight, edges, cotangents, kept, before, path, tuple(map(torch.zeros_like, fresh)))
         product = found.product.flatten(0, 1)
         dweight = cell.weight_back(product, before[0].flatten(0, 1)) if ctx.needs_input_grad[4] else None
@@ -134,7 +134,7 @@ class _Layer(torch.autograd.Function):
         return None, None, None, found.drive, dweight, dbias, *found.initial, *found.fresh
 
 
-def _start_anew(state: State, reset: Tensor, fresh: State, numbers: Tensor | None) -> State:
+def start_anew(state: State, reset: Tensor, fresh: State, numbers: Tensor | None) -> State:
     """Replace the state of the rows that reset by their own initial state."""
     mask = reset.unsqueeze(-1)
     if numbers is None:
@@ -142,9 +142,9 @@ def _start_anew(state: State, reset: Tensor, fresh: State, numbers: Tensor | Non
     return tuple(torch.where(mask, new[numbers.clamp(min=0)], part) for new, part in zip(fresh, state))
 
 
-def _states_before(initial: State, path: State, edges: Edges, fresh: State) -> State:
+def states_before(initial: State, path: State, edges: Edges, fresh: State) -> State:
     """The state each step was taken from, (T, B, H)."""
     before = tuple(torch.cat((first.unsqueeze(0), part[:-1])) for first, part in zip(initial, path))
     if edges.reset is None:
         return before
-    return _start_anew(before, edges.reset, fresh, edges.fresh_rows() if fresh else None)
+    return start_anew(before, edges.reset, fresh, edges.fresh_rows() if fresh else None)

@@ -3,5 +3,6 @@
 from .base import Mode
 from .grammar import parse
 from .reverse import Reverse
+from .scan.mode import Scan
 
-__all__ = ["Mode", "Reverse", "parse"]
+__all__ = ["Mode", "Reverse", "Scan", "parse"]

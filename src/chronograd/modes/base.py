@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from dataclasses import fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = ["Mode"]
 
@@ -20,6 +20,11 @@ class Mode(ABC):
     exact: ClassVar[bool]
     online: ClassVar[bool]
 
+    @property
+    def row(self) -> str:
+        """Its name in the table of what goes with what (``support``)."""
+        return self.name
+
     def budget(self, device: str = "cpu") -> int | None:
         """The bytes that the mode may keep on a device of that type; None without a limit."""
         return None
@@ -28,6 +33,12 @@ class Mode(ABC):
         """The mode as the command line and TOML files write it."""
         values = [str(getattr(self, field.name)) for field in fields(self)]  # pyright: ignore[reportArgumentType]
         return ":".join([self.name, ",".join(values)]) if values else self.name
+
+    def engine(self) -> Any:
+        """What runs the loops of recurrent layers for one call (``recurrence.sequence.Engine``); None is one step
+        after the other.
+        """
+        return None
 
     def __str__(self) -> str:
         return self.spec()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .schedule import BudgetTooSmall, Plan, best_plan
 
-__all__ = ["StepBytes", "free_bytes", "parse_bytes", "show_bytes"]
+__all__ = ["StepBytes", "free_bytes", "parse_bytes", "show_bytes", "spell_bytes"]
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -73,6 +73,16 @@ def show_bytes(count: float) -> str:
             whole, rest = divmod(max(10, tenths), 10)
             return f"{whole}.{rest}{name}" if rest else f"{whole}{name}"
     raise AssertionError
+
+
+def spell_bytes(count: int) -> str:
+    """A whole number of bytes, with the largest unit that says it exactly; the inverse of ``parse_bytes``.
+
+    >>> spell_bytes(256_000_000), spell_bytes(1001)
+    ('256MB', '1001B')
+    """
+    unit = max((name for name in ("B", "KB", "MB", "GB") if count % _UNITS[name] == 0), key=_UNITS.__getitem__)
+    return f"{count // _UNITS[unit]}{unit}"
 
 
 def free_bytes(device: str = "cpu") -> int:

@@ -1,13 +1,17 @@
-"""Modes as text: ``reverse``, ``reverse:256MB``."""
+"""Modes as text: ``reverse``, ``reverse:256MB``, ``scan``, ``scan:quasi,200``."""
 
 from __future__ import annotations
 
 from .base import Mode
 from .reverse import Reverse
+from .scan.mode import Scan, parse_scan
 
 __all__ = ["GRAMMAR", "parse"]
 
-GRAMMAR = "reverse, reverse:SIZE (as in 256MB) or reverse:auto"
+GRAMMAR = (
+    "reverse, reverse:SIZE (as in 256MB), reverse:auto "
+    "or scan[:newton|quasi|loop][,always][,ITERATIONS][,TOLERANCE][,SIZE]"
+)
 
 
 def parse(text: str) -> Mode:
@@ -18,11 +22,19 @@ def parse(text: str) -> Mode:
 
     >>> parse("reverse"), parse("reverse:256MB")
     (Reverse(memory=None), Reverse(memory='256MB'))
+    >>> parse("scan:loop").forward
+    'loop'
     """
     name, _, rest = text.strip().partition(":")
-    if name.lower() == "reverse":
-        try:
-            return Reverse(rest.strip() or None)
-        except ValueError as error:
-            raise ValueError(f"mode {text!r}: {error}") from None
+    words = [word.strip() for word in rest.split(",")] if rest else []
+    try:
+        match name.lower(), words:
+            case "reverse", []:
+                return Reverse()
+            case "reverse", [size]:
+                return Reverse(size)
+            case "scan", _:
+                return parse_scan(words) if words else Scan()
+    except ValueError as error:
+        raise ValueError(f"mode {text!r}: {error}") from None
     raise ValueError(f"mode {text!r} is not understood; write {GRAMMAR}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .base import Mode
-from .budget import free_bytes, parse_bytes
+from .budget import free_bytes, parse_bytes, spell_bytes
 
 __all__ = ["Reverse"]
 
@@ -52,7 +52,11 @@ class Reverse(Mode):
         """The mode as the command line and TOML files write it."""
         if self.memory is None:
             return self.name
-        return f"{self.name}:{self.memory}B" if isinstance(self.memory, int) else f"{self.name}:{self.memory}"
+        return f"{self.name}:{spell_bytes(self.memory) if isinstance(self.memory, int) else self.memory}"
+
+    @property
+    def row(self) -> str:
+        return "reverse" if self.memory is None else "reverse within a budget"
 
     def budget(self, device: str = "cpu") -> int | None:
         """The bytes that may be kept, on a device of that type; None without a limit.

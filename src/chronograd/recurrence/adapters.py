@@ -29,6 +29,7 @@ from .linear import DiagonalRNN, LinearRNN
 from .pieces import run_pieces
 from .quiet import keep_buffers, keep_random, quiet, settled
 from .recurrent import Recurrent
+from .sequence import Engine
 from .states import RowDims, check_state, detach, find_row_dims, leaves, tree_map
 
 __all__ = ["Recurrence", "adapt", "hidden_steps"]
@@ -63,9 +64,10 @@ class Recurrence:
     Making one costs nothing: the model is looked at when an edge first has to be gated, or ``kind`` is asked for.
     """
 
-    def __init__(self, model: nn.Module, call: nn.Module, sample: Tree) -> None:
+    def __init__(self, model: nn.Module, call: nn.Module, sample: Tree, engine: Engine | None = None) -> None:
         self.model = model
         self.call = call
+        self.engine = engine
         self._sample = sample
 
     @cached_property
@@ -97,7 +99,9 @@ class Recurrence:
         """What kind of model this is; see the module's text."""
         if self.hides:
             return "whole"
-        return "opaque" if self.layout is None else "layers"
+        if self.layout is None or (self.engine is not None and "cell" in self.layout.origins):
+            return "opaque"  # a loop over torch's cells is nothing that an engine could run
+        return "layers"
 
     @cached_property
     def layout(self) -> Layout | None:
@@ -158,7 +162,7 @@ class Recurrence:
         Where the modules alone rule it out, the model is not run to look at it.
         """
         most = FEW_IN_TORCH if self._has(nn.RNNBase) and not self._has(nn.RNNCellBase, Recurrent) else FEW
-        return rows <= most and rows <= self.few_rows
+        return self.engine is None and rows <= most and rows <= self.few_rows
 
     @property
     def few_rows(self) -> int:
@@ -236,15 +240,20 @@ class Recurrence:
         self, inputs: Tree, state: Tree, edges: Edges, visits: Sequence[int]
     ) -> tuple[Tree, Tree, list[Tree]]:
         """The same, and the states before the steps ``visits`` (ascending, within the stretch)."""
-        if edges.plain and not any(visits):
+        if edges.plain and not any(visits) and self.engine is None:
             outputs, final = self._answer(inputs, state)
             return outputs, final, [state for _ in visits]
         # Between visits torch's layers run as they are.
-        if self.layout is not None and not (edges.plain and self.native):
+        if self.layout is not None and not (edges.plain and self.native and self.engine is None):
             random = torch.get_rng_state()
             seen, outputs, final = self._gated(inputs, state, edges)
             if self.layout.holds(final, seen, leaves(inputs)[0].shape[0]):
                 return outputs, final, [state if t == 0 else self.layout.before(final, seen, t) for t in visits]
+            if self.engine is not None:
+                raise ValueError(
+                    f"{type(self.model).__name__} runs its recurrent layers otherwise than on its first two steps, or "
+                    "not over all of them, so they cannot be run in parallel over time; use mode=cg.Reverse()"
+                )
             # The model ran its layers otherwise than in its first steps: from here on it is an opaque one.
             self.__dict__["dims"], self.__dict__["layout"] = self.layout.dims, None
             torch.set_rng_state(random)
@@ -274,7 +283,7 @@ class Recurrence:
             gates = edges.gates.index_fill(0, torch.tensor([0], device=edges.gates.device), 1)
             edges = Edges(gates, edges.reset, edges.valid)
         fresh = None if edges.reset is None else self._fresh_states(inputs, edges.reset, self.layout)
-        with GatedForward(edges, fresh) as seen:
+        with GatedForward(edges, fresh, self.engine) as seen:
             outputs, final = self._answer(inputs, state)
         return seen, outputs, final
 
@@ -324,8 +333,10 @@ class _TimeMajor(nn.Module):
         return outputs.transpose(0, 1), final
 
 
-def adapt(model: nn.Module, inputs: Tree) -> Recurrence:
+def adapt(model: nn.Module, inputs: Tree, engine: Engine | None = None) -> Recurrence:
     """The recurrence that ``model`` is, ``inputs`` (T, B, ...) being what it will be called with.
+
+    ``engine`` runs the loops of its recurrent layers; None is one step after the other.
 
     A bare torch cell becomes ``Recurrent(cell)``; a batch_first layer at the top is transposed.
 
@@ -341,4 +352,4 @@ def adapt(model: nn.Module, inputs: Tree) -> Recurrence:
         call = Recurrent(model)
     elif isinstance(model, nn.RNNBase) and model.batch_first:
         call = _TimeMajor(model)
-    return Recurrence(model, call, inputs)
+    return Recurrence(model, call, inputs, engine)

@@ -7,6 +7,7 @@ own layers is caught, and runs with the gates, resets and frozen rows of the str
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from chronograd.kernels import Edges
 
-from .sequence import LayerWeights, cell_sequence, layer_sequence, run_cell, run_layers
+from .sequence import Engine, LayerWeights, Sequential, cell_sequence, layer_sequence
 from .states import RowDims, leaves
 
 __all__ = ["GatedForward", "Track"]
@@ -39,8 +40,8 @@ class Track:
     origin: str
     given: State
     final: State
-    states: list[State] = field(default_factory=list)
-    steps: list[State] = field(default_factory=list)
+    states: Sequence[State] = field(default_factory=list)
+    steps: Sequence[State] = field(default_factory=list)
     weight: Tensor | None = None
 
     @property
@@ -67,14 +68,14 @@ class Track:
 
 class GatedForward(TorchFunctionMode):
     """Run the recurrent layers of a model under ``edges``; ``fresh[n]`` are the initial states of the n-th track's
-    resets.
+    resets, ``engine`` what runs their loops.
 
     ``blocked`` says afterwards what could not be caught, or None.
     """
 
-    def __init__(self, edges: Edges, fresh: list[State | None] | None = None) -> None:
+    def __init__(self, edges: Edges, fresh: list[State | None] | None = None, engine: Engine | None = None) -> None:
         super().__init__()
-        self.edges, self.fresh = edges, fresh
+        self.edges, self.fresh, self.engine = edges, fresh, engine or Sequential()
         self.tracks: list[Track] = []
         self.blocked: str | None = None
         self._numbers = edges.fresh_rows()
@@ -104,7 +105,7 @@ class GatedForward(TorchFunctionMode):
             self.blocked = "a recurrent layer that does not run over all steps"
             edges = Edges()
         fresh = self._fresh_of(len(self.tracks))
-        path = run_layers(kind, inputs, initial, weights, dropout, edges, fresh)
+        path = self.engine.layers(kind, inputs, initial, weights, dropout, edges, fresh)
         self.tracks.append(Track(origin, initial, path.final, states=path.states))
         return path.outputs, path.final
 
@@ -126,8 +127,8 @@ class GatedForward(TorchFunctionMode):
         )
         return (outputs.transpose(0, 1) if batch_first else outputs, *final)
 
-    def _recurrent(self, cell: Any, inputs: Any, state: Any) -> tuple[list[Any], Any]:
-        path = run_cell(cell, inputs, state, self.edges)
+    def _recurrent(self, cell: Any, inputs: Any, state: Any) -> tuple[Any, Any]:
+        path = self.engine.cell(cell, inputs, state, self.edges)
         self.tracks.append(Track("recurrent", tuple(leaves(state)), tuple(leaves(path.final)), steps=path.states))
         return path.outputs, path.final
 
@@ -148,6 +149,7 @@ class GatedForward(TorchFunctionMode):
         after = tuple(new) if pair else (new,)
         if self.edges.valid is not None and step < len(self._frozen) and self._frozen[step]:
             after = _rows(after).choose(self.edges.valid[step], after, state)
+        assert isinstance(track.steps, list)  # of a loop seen step by step
         track.steps.append(after)
         track.final = after
         return after if pair else after[0]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .sequence import cell_sequence
-from .states import leaves, tree_map
+from .states import leaves
 
 __all__ = ["Recurrent"]
 
@@ -57,8 +56,7 @@ class Recurrent(nn.Module):
         if not steps or steps[0].dim() < 2 or steps[0].shape[0] == 0:
             shapes = ", ".join(str(tuple(x.shape)) for x in steps) or type(inputs).__name__
             raise ValueError(f"Recurrent: expected tensors (T, B, ...) of at least one step, got {shapes}")
-        history, final = cell_sequence(self.cell, inputs, state)
-        states = tree_map(lambda *steps: torch.stack(steps), *history)
+        states, final = cell_sequence(self.cell, inputs, state)
         if self.readout is not None:
             return self.readout(states), final
         while not isinstance(states, Tensor):

@@ -7,7 +7,7 @@ its like, and that is how gates reach a layer deep inside somebody's model (see 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,17 @@ from chronograd.kernels import Edges, run_projected
 from .states import RowDims, check_state, leaves, tree_map
 from .torch_layers import run_in_torch, torch_serves
 
-__all__ = ["LayerWeights", "Path", "cell_sequence", "layer_sequence", "run_cell", "run_layers"]
+__all__ = [
+    "Engine",
+    "LayerWeights",
+    "Path",
+    "Sequential",
+    "cell_sequence",
+    "check_rows",
+    "layer_sequence",
+    "run_cell",
+    "run_layers",
+]
 
 State = tuple[Tensor, ...]
 NO_EDGES = Edges()
@@ -34,14 +44,15 @@ class LayerWeights(NamedTuple):
 
 
 class Path(NamedTuple):
-    """What a loop left behind: ``outputs`` (T, B, ...), the ``final`` state, and the states after every step.
+    """What a loop left behind: ``outputs`` (T, B, ...), which of a cell are its states, nested as they are; the
+    ``final`` state; and the states after every step.
 
     ``states[layer][part]`` is (T, B, H) for layers; ``states[t]`` are the tensors of a cell's state.
     """
 
     outputs: Any
     final: Any
-    states: list[State]
+    states: Sequence[State]
 
 
 def run_layers(
@@ -52,6 +63,7 @@ def run_layers(
     dropout: float = 0.0,
     edges: Edges = NO_EDGES,
     fresh: State | None = None,
+    run: Callable[..., State] = run_projected,
 ) -> Path:
     """Run stacked layers of one built-in cell over (T, B, d).
 
@@ -60,6 +72,7 @@ def run_layers(
         initial: (L, B, H) for each part of the state.
         dropout: probability of dropout between layers (0 outside training).
         fresh: (L, R, H) for each part: initial states of the rows that reset.
+        run: what runs one layer, with the arguments of ``kernels.run_projected``.
 
     >>> weights = LayerWeights(torch.ones(1, 1), torch.full((1, 1), 0.5))
     >>> run_layers("linear", torch.ones(3, 1, 1), (torch.zeros(1, 1, 1),), [weights]).final[0].item()
@@ -70,7 +83,7 @@ def run_layers(
     for number, layer in enumerate(weights):
         if number and dropout > 0:
             x = torch.nn.functional.dropout(x, dropout)
-        path = run_projected(
+        path = run(
             kind,
             x,
             layer.input,
@@ -118,7 +131,7 @@ def run_cell(cell: Callable[[Any, Any], Any], inputs: Any, state: Any, edges: Ed
             state = RowDims([0] * len(leaves(state))).gate(state, edges.gates[t])
         new = cell(x, state)
         if t == 0:
-            _check_rows(new, leaves(inputs)[0].shape[1])
+            check_rows(new, leaves(inputs)[0].shape[1])
             rows = RowDims([0] * len(leaves(new)))
         if edges.reset is not None and resets[t]:
             new = rows.choose(~edges.reset[t], new, cell(x, None))
@@ -127,7 +140,7 @@ def run_cell(cell: Callable[[Any, Any], Any], inputs: Any, state: Any, edges: Ed
         state = new
         history.append(state)
         states.append(tuple(leaves(state)))
-    return Path(history, state, states)
+    return Path(tree_map(lambda *steps: torch.stack(steps), *history), state, states)
 
 
 def _steps_of(inputs: Any) -> Iterable[Any]:
@@ -137,7 +150,7 @@ def _steps_of(inputs: Any) -> Iterable[Any]:
     return (tree_map(lambda x, t=t: x[t], inputs) for t in range(leaves(inputs)[0].shape[0]))
 
 
-def _check_rows(state: Any, rows: int) -> None:
+def check_rows(state: Any, rows: int) -> None:
     """A cell's state has its rows in dimension 0; anything else is told at the first step."""
     check_state(state)
     for number, leaf in enumerate(leaves(state)):
@@ -148,10 +161,40 @@ def _check_rows(state: Any, rows: int) -> None:
             )
 
 
-def cell_sequence(cell: Callable[[Any, Any], Any], inputs: Any, state: Any) -> tuple[list[Any], Any]:
-    """The states after every step, and the final one; overridable."""
+def cell_sequence(cell: Callable[[Any, Any], Any], inputs: Any, state: Any) -> tuple[Any, Any]:
+    """The states after every step, (T, B, ...), and the final one; overridable."""
     tensors = tuple(leaves(inputs))
     if has_torch_function(tensors):
         return handle_torch_function(cell_sequence, tensors, cell, inputs, state)
     path = run_cell(cell, inputs, state)
     return path.outputs, path.final
+
+
+class Engine(Protocol):
+    """How the loops over time that a model contains are run (``gating``): both arguments and results are those of
+    ``run_layers`` and ``run_cell``. ``ways`` says of each loop how it was run, where there is anything to say.
+    """
+
+    @property
+    def ways(self) -> Sequence[Any]: ...
+
+    def layers(
+        self,
+        kind: str,
+        inputs: Tensor,
+        initial: State,
+        weights: Sequence[LayerWeights],
+        dropout: float,
+        edges: Edges,
+        fresh: State | None,
+    ) -> Path: ...
+
+    def cell(self, cell: Callable[[Any, Any], Any], inputs: Any, state: Any, edges: Edges) -> Path: ...
+
+
+class Sequential:
+    """One step after the other."""
+
+    ways = ()
+    layers = staticmethod(run_layers)
+    cell = staticmethod(run_cell)

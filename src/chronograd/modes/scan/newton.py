@@ -1,0 +1,159 @@
+"""Newton's method over a whole sequence, and on the way back the same with diagonals.
+
+The states of a recurrence are the root of all h_t - f(x_t, h_{t-1}) at once. A step of Newton's method linearizes f at
+the guess and solves the linear recurrence that comes of it, with one scan::
+
+    h_t <- f(x_t, h_{t-1}^old) + J_t (h_{t-1} - h_{t-1}^old)
+
+After k iterations the first k states are right whatever f is, so T are enough; where the recurrence forgets, the
+number does not grow with T and the error is squared each time. With the diagonal of J_t alone the steps are cheaper
+and the error shrinks by a factor instead. Lim et al., arXiv:2309.12252 (DEER); Gonzalez et al., arXiv:2407.19115
+(quasi-DEER).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chronograd.kernels import Edges
+
+from .associative import Diagonal, scan
+from .edges import step_coefficients
+
+__all__ = ["NotConverged", "Solved", "growth", "solve", "solve_back", "tolerance_of"]
+
+Step = Callable[[Tensor, bool], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The root (T, B, n), and how far it was before each iteration and moved in it."""
+
+    path: Tensor
+    residuals: tuple[float, ...]
+    changes: tuple[float, ...]
+
+
+class NotConverged(Exception):
+    """The allowed iterations were not enough; ``changes`` of each."""
+
+    def __init__(self, changes: tuple[float, ...]) -> None:
+        super().__init__(f"no convergence in {len(changes)} iterations")
+        self.changes = changes
+
+
+def tolerance_of(given: float | None, dtype: torch.dtype) -> float:
+    """The given tolerance, or eps^(3/4): well above rounding, and its square far below."""
+    return torch.finfo(dtype).eps ** 0.75 if given is None else given
+
+
+def solve(
+    step: Step, start: Tensor, edges: Edges, steps: int, *, full: bool, iterations: int, tolerance: float
+) -> Solved:
+    """The states of a recurrence, from a guess of zeros.
+
+    Args:
+        step: ``step(before, full) -> (after, jacobian)``: f at the states (T, B, n) before each step, and J (T, B, n,
+            n), or with ``full=False`` its diagonal (T, B, n), a tensor of its own. Where a row resets it gives the
+            fresh step whatever comes before.
+        start: the state before the first step, (B, n).
+        edges: resets and frozen rows.
+
+    Returns:
+        The states; all NaN where f is not finite to begin with, for the caller to say what of its data is not.
+
+    Raises:
+        NotConverged: when the states still change by more than ``tolerance`` times the largest of them, or 1.
+
+    >>> halve = lambda before, full: (before.cos(), -before.sin())
+    >>> found = solve(halve, torch.zeros(1, 1), Edges(), 50, full=False, iterations=20, tolerance=1e-6)
+    >>> round(found.path[-1].item(), 5), len(found.changes)
+    (0.73909, 6)
+    """
+    path = start.new_zeros(steps, *start.shape)
+    residuals: list[float] = []
+    changes: list[float] = []
+    idle = None if edges.valid is None else ~edges.valid.unsqueeze(-1)
+    for _ in range(iterations):
+        before = torch.cat((start.unsqueeze(0), path[:-1]))
+        after, jacobian = step(before, full)
+        if idle is not None:
+            after = torch.where(idle, before, after)
+        residuals.append(float((after - path).abs().amax()))
+        if not changes and not math.isfinite(residuals[0]):  # f of plain zeros: the data or the weights are not finite
+            return Solved(torch.full_like(path, torch.nan), tuple(residuals), ())
+        coefficients = step_coefficients(jacobian, edges)
+        # b = f - J h, by the coefficients themselves: a cut or frozen row is then what they say.
+        terms = after - coefficients.step(slice(None), before, torch.zeros_like(before))
+        new = scan(coefficients, terms, start)
+        # The right beginning of the path grows by a step at least each time, so what overflowed may begin again.
+        new = torch.where(torch.isfinite(new), new, 0)
+        changes.append(float((new - path).abs().amax()))
+        path = new
+        if changes[-1] <= tolerance * max(1.0, float(path.abs().amax())):
+            return Solved(path, tuple(residuals), tuple(changes))
+    raise NotConverged(tuple(changes))
+
+
+def solve_back(
+    pull: Callable[[Tensor], Tensor], own: Diagonal, given: Tensor, *, iterations: int, tolerance: float
+) -> Solved:
+    """All delta_t = g_t + M_{t+1} delta_{t+1} with no M in memory: its diagonal is scanned, the rest iterated.
+
+    Args:
+        pull: delta (T, B, n) -> M_t delta_t (T, B, n), for all steps at once.
+        own: the diagonals of M_t, all T of them.
+        given: g, (T, B, n).
+
+    Returns:
+        delta; all NaN where g is not finite.
+
+    Raises:
+        NotConverged: when delta still changes by more than ``tolerance`` times its largest entry.
+    """
+    later = slice(1, None)
+    own = Diagonal(own.values[later], None if own.cut is None else own.cut[later])
+    delta = torch.zeros_like(given)
+    residuals: list[float] = []
+    changes: list[float] = []
+    for _ in range(iterations):
+        terms = given.clone()
+        terms[:-1] += pull(delta)[1:]
+        residual = float((terms - delta).abs().amax())
+        if not changes and not math.isfinite(residual):
+            return Solved(torch.full_like(given, torch.nan), (residual,), ())
+        terms[:-1] -= own.step(slice(None), delta[1:], torch.zeros_like(delta[1:]))
+        new = torch.cat((scan(own, terms[:-1], terms[-1], reverse=True), terms[-1:]))
+        new = torch.where(torch.isfinite(new), new, 0)
+        size = max(float(new.abs().amax()), torch.finfo(given.dtype).tiny)
+        residuals.append(residual / size)
+        changes.append(float((new - delta).abs().amax()) / size)
+        delta = new
+        if changes[-1] <= tolerance:
+            return Solved(delta, tuple(residuals), tuple(changes))
+    raise NotConverged(tuple(changes))
+
+
+def growth(jacobian: Tensor) -> float:
+    """The largest Lyapunov exponent along a path, mean log of how nearby states grow apart in a step, from its
+    Jacobians (T, B, n, n): that of the row where it is largest.
+
+    >>> growth(torch.eye(3).mul(0.5).expand(20, 1, 3, 3))
+    -0.693...
+    """
+    steps, rows, size = jacobian.shape[:3]
+    random = torch.Generator().manual_seed(0)
+    apart = torch.randn(rows, size, 1, generator=random, dtype=torch.float64).to(jacobian)
+    total = apart.new_zeros(rows)
+    for number, each in enumerate(jacobian):
+        apart = each @ apart
+        length = apart.norm(dim=(1, 2)).clamp_min(torch.finfo(apart.dtype).tiny)
+        apart = apart / length.reshape(-1, 1, 1)
+        if number >= steps // 10:  # the first steps turn any direction into the one that grows most
+            total += length.log()
+    return float(total.max()) / (steps - steps // 10)

@@ -1,0 +1,128 @@
+"""Newton's method as a mode asks for it: how exactly, how long, in how much memory; what it says when it fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from chronograd.kernels import Edges
+
+from .associative import Diagonal
+from .mode import Scan
+from .newton import NotConverged, Solved, Step, growth, solve, solve_back, tolerance_of
+from .report import Way
+
+__all__ = ["Solver"]
+
+# Steps over which growth is measured, and the bytes that their Jacobians may take.
+MEASURED, MEASURED_BYTES = 500, 2**26
+
+
+@dataclass(frozen=True)
+class Solver:
+    """One recurrent loop under a mode: ``loop`` says what it is, ``ways`` collects how it was computed."""
+
+    mode: Scan
+    loop: str
+    ways: list[Way]
+
+    def check_dtype(self, dtype: torch.dtype, linear: bool) -> None:
+        """Refuse half precision, and complex numbers where the cell is not linear.
+
+        Raises:
+            ValueError
+        """
+        wanted = [torch.float32, torch.float64, *([torch.complex64, torch.complex128] if linear else [])]
+        if dtype not in wanted:
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(
+                f"mode {self.mode}: the {self.loop} computes in {name}, which a scan over time does not "
+                "(float32 and float64, complex for linear and diagonal layers); convert the model, or use "
+                "mode=cg.Reverse()"
+            )
+
+    def check_bytes(self, count: int, size: int, dtype: torch.dtype) -> None:
+        """Refuse Jacobians of ``count`` steps and rows and states of ``size`` that take more than the limit: they lie
+        in memory about twice while they are made.
+
+        Raises:
+            ValueError
+        """
+        needed = 2 * count * size**2 * dtype.itemsize
+        if self.mode.forward != "quasi" and needed > self.mode.limit:
+            raise ValueError(
+                f"mode {self.mode}: full Jacobians of the {self.loop}, {count} steps times rows of "
+                f"{size} x {size} numbers, take {_megabytes(needed)}, and the limit is {_megabytes(self.mode.limit)}; "
+                f'use cg.Scan("quasi"), cg.Scan(limit={needed}) or mode=cg.Reverse()'
+            )
+
+    def solve(self, step: Step, start: Tensor, edges: Edges, steps: int, walk: Callable[[int], Tensor]) -> Tensor:
+        """The states (T, B, n); ``walk(few)`` gives the Jacobians of the first few steps of the loop, where Newton
+        fails.
+
+        Raises:
+            ValueError: where it does not converge.
+        """
+        mode, tolerance = self.mode, tolerance_of(self.mode.tolerance, start.dtype)
+        try:
+            found = solve(
+                step,
+                start,
+                edges,
+                steps,
+                full=mode.forward == "newton",
+                iterations=mode.iterations,
+                tolerance=tolerance,
+            )
+        except NotConverged as failed:
+            bytes_of_step = start.numel() * start.shape[-1] * start.itemsize
+            few = min(steps, MEASURED, max(20, MEASURED_BYTES // max(1, bytes_of_step)))
+            self._refuse(failed, tolerance, "states", walk(few))
+        self.note(found)
+        return found.path
+
+    def solve_back(self, pull: Callable[[Tensor], Tensor], own: Diagonal, given: Tensor) -> Tensor:
+        """The cotangents of the states (T, B, n).
+
+        Raises:
+            ValueError: where the iteration does not converge.
+        """
+        tolerance = tolerance_of(self.mode.tolerance, given.dtype)
+        try:
+            found = solve_back(pull, own, given, iterations=self.mode.iterations, tolerance=tolerance)
+        except NotConverged as failed:
+            self._refuse(failed, tolerance, "cotangents", None)
+        self.note(found, back=True)
+        return found.path
+
+    def note(self, found: Solved, back: bool = False) -> None:
+        """Report how a root was found."""
+        loop = f"{self.loop}, way back" if back else self.loop
+        self.ways.append(Way(loop, self.mode.forward, residuals=found.residuals, changes=found.changes))
+
+    def _refuse(self, failed: NotConverged, tolerance: float, what: str, jacobian: Tensor | None) -> NoReturn:
+        allowed = len(failed.changes)
+        text = (
+            f"mode {self.mode}: the {self.loop} did not converge, its {what} still change by "
+            f"{failed.changes[-1]:.1e} after {allowed} iterations (tolerance {tolerance:.1e})"
+        )
+        rate = None if jacobian is None else growth(jacobian)
+        more = f"cg.Scan(iterations={4 * allowed})"
+        if self.mode.forward == "quasi":
+            more = f'cg.Scan("newton") or cg.Scan("quasi", iterations={4 * allowed})'
+        if rate is None or not rate > 0:
+            forgets = "" if rate is None else f", though nearby states come together by {math.exp(rate):.3f} a step"
+            raise ValueError(f"{text}{forgets}; use {more}, or mode=cg.Reverse()")
+        raise ValueError(
+            f"{text}: the recurrence is chaotic, nearby states grow apart by {math.exp(rate):.3f} a step (Lyapunov "
+            f"exponent {rate:+.3f} over {len(jacobian)} steps); use mode=cg.Reverse()"  # pyright: ignore[reportArgumentType]
+        )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"

@@ -1,0 +1,150 @@
+"""Newton over the whole sequence: how many iterations, what it says when they are not enough; Jacobians by formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import chronograd as cg
+from chronograd.kernels import CELLS, Edges
+from chronograd.modes.scan.jacobians import diagonals, jacobians, step_all
+from chronograd.modes.scan.newton import NotConverged, growth, solve
+from oracle import assert_close, squared
+
+TORCH_CELLS = {
+    "tanh": lambda: nn.RNNCell(3, 4),
+    "relu": lambda: nn.RNNCell(3, 4, nonlinearity="relu"),
+    "gru": lambda: nn.GRUCell(3, 4),
+    "lstm": lambda: nn.LSTMCell(3, 4),
+}
+
+
+@pytest.mark.parametrize("kind", TORCH_CELLS)
+def test_jacobians_in_closed_form_are_those_of_torch(kind):
+    torch.manual_seed(0)
+    module, parts = TORCH_CELLS[kind]().double(), CELLS[kind].parts
+    x, flat = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 4 * parts, dtype=torch.float64)
+
+    def step(h, one):
+        state = tuple(part.unsqueeze(0) for part in h.chunk(parts))
+        new = module(one.unsqueeze(0), state if parts == 2 else state[0])
+        return torch.cat(new if parts == 2 else (new,), -1)[0]
+
+    expected = torch.stack(
+        [torch.autograd.functional.jacobian(lambda h, n=n: step(h, x[n]), flat[n]) for n in range(5)]
+    )
+    weight, inner = module.weight_hh.detach(), CELLS[kind].inner_bias
+    drive = (x @ module.weight_ih.mT + module.bias_ih + (0 if inner else module.bias_hh)).detach()
+    bias = module.bias_hh.detach() if inner else None
+    after, factors = step_all(CELLS[kind], drive, flat.chunk(parts, -1), weight, bias)
+    assert_close(torch.cat(after, -1), torch.stack([step(h, one) for h, one in zip(flat, x)]).detach())
+    assert_close(jacobians(kind, factors, weight), expected)
+    assert_close(diagonals(kind, factors, weight), expected.diagonal(dim1=1, dim2=2))
+
+
+def tanh_network(n, g, steps=500, seed=0):
+    """h_t = tanh(W h_{t-1} + x_t), W = g N(0, 1) / sqrt(n), x ~ N(0, 1)."""
+    random = torch.Generator().manual_seed(seed)
+    w = g * torch.randn(n, n, generator=random, dtype=torch.float64) / math.sqrt(n)
+    return w, torch.randn(steps, 1, n, generator=random, dtype=torch.float64)
+
+
+def iterations(n, g, full, allowed=500):
+    w, x = tanh_network(n, g)
+
+    def step(before, full):
+        h = torch.tanh(before @ w.T + x)
+        slope = 1 - h * h
+        return h, slope.unsqueeze(-1) * w if full else slope * w.diagonal()
+
+    found = solve(step, torch.zeros(1, n).double(), Edges(), len(x), full=full, iterations=allowed, tolerance=1e-10)
+    return len(found.changes)
+
+
+def test_iterations_grow_with_the_gain_and_explode_where_chaos_begins():
+    """field/estimators.md 5, T = 500, tolerance 1e-10, guess zero, DEER / quasi-DEER on other draws of the same kind:
+    n = 8: g = .5 5/25, .9 6/40, 1.2 16/200, 2.0 191/491.
+    """
+    assert iterations(8, 0.5, True) == 5 and 20 <= iterations(8, 0.5, False) <= 32
+    assert iterations(8, 0.9, True) in (6, 7) and 35 <= iterations(8, 0.9, False) <= 60
+    assert 9 <= iterations(8, 1.2, True) <= 16 and 70 <= iterations(8, 1.2, False) <= 200
+    assert iterations(32, 0.5, True) == 5 and iterations(32, 0.9, True) in (6, 7)
+    assert iterations(8, 2.0, True) > 50
+    with pytest.raises(NotConverged):
+        iterations(8, 2.0, False, allowed=200)
+
+
+def test_the_error_is_squared_each_time():
+    w, x = tanh_network(4, 0.8)
+    model = cg.Recurrent(lambda x, h: torch.tanh(x if h is None else h @ w.T + x))
+    gradient, _ = cg.value_and_grad(model, squared, x, torch.zeros_like(x), mode=cg.Scan(), wrt_inputs=True)
+    (way,) = gradient.how
+    assert way.how == "newton" and way.iterations == len(way.residuals) == len(way.changes) <= 10
+    small = [change for change in way.changes if change < 0.1]
+    assert all(later <= 10 * earlier**2 + 1e-13 for earlier, later in zip(small, small[1:]))
+    assert way.changes[-1] < 1e-12 and f"{way.iterations} iterations" in str(way)
+
+
+def test_as_many_iterations_as_steps_are_enough_even_in_chaos():
+    w, x = tanh_network(6, 4.0, 40)
+    model = cg.RNN(6, 6, bias=False).double()
+    with torch.no_grad():
+        model.weight_hh_l0.copy_(w)
+    y = torch.zeros_like(x)
+    ours, _ = cg.value_and_grad(model, squared, x, y, mode=cg.Scan(iterations=41))
+    theirs, _ = cg.value_and_grad(model, squared, x, y)
+    assert_close(ours.loss, theirs.loss)
+
+
+def chaotic(g=4.0, n=16, steps=300):
+    w, x = tanh_network(n, g, steps)
+    model = cg.RNN(n, n, bias=False).double()
+    with torch.no_grad():
+        model.weight_hh_l0.copy_(w)
+        model.weight_ih_l0.copy_(torch.eye(n))
+    return model, 0.1 * x
+
+
+@pytest.mark.parametrize("forward", ["newton", "quasi"])
+@pytest.mark.parametrize("build", ["layer", "cell"])
+def test_chaos_is_refused_with_the_growth_that_was_measured(build, forward):
+    model, x = chaotic()
+    if build == "cell":
+        layer, model = model, cg.Recurrent(nn.RNNCell(16, 16, bias=False).double())
+        model.cell.weight_hh, model.cell.weight_ih = layer.weight_hh_l0, layer.weight_ih_l0
+    with pytest.raises(
+        ValueError, match=r"chaotic.*grow apart by 1\.\d+ a step.*\+0\.\d+.*use mode=cg\.Reverse\(\)"
+    ) as caught:
+        cg.value_and_grad(model, squared, x, x, mode=cg.Scan(forward, iterations=15))
+    assert "\n" not in str(caught.value) and ("tanh layer of 16" if build == "layer" else "cell of 16") in str(
+        caught.value
+    )
+
+
+def test_a_recurrence_that_forgets_slowly_is_told_to_go_on():
+    w, x = tanh_network(8, 0.9)
+    model = cg.RNN(8, 8, bias=False).double()
+    with torch.no_grad():
+        model.weight_hh_l0.copy_(w)
+    with pytest.raises(ValueError, match=r"come together by 0\.\d+ a step; use cg.Scan\(\"newton\"\)"):
+        cg.value_and_grad(model, squared, x, x, mode=cg.Scan("quasi", iterations=5))
+
+
+def test_growth_is_the_largest_lyapunov_exponent():
+    torch.manual_seed(0)
+    q = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))[0]
+    assert growth(0.9 * q.expand(50, 1, 5, 5)) == pytest.approx(math.log(0.9), abs=1e-12)
+    several = torch.stack((0.5 * q, 1.2 * q)).expand(50, 2, 5, 5)
+    assert growth(several) == pytest.approx(math.log(1.2), abs=1e-12)
+    # The driven tanh network against the product of its Jacobians, R of QR by QR.
+    w, x = tanh_network(6, 1.5, 400)
+    h, frame, total, found = torch.zeros(6).double(), torch.eye(6).double(), 0.0, []
+    for one in x[:, 0]:
+        h = torch.tanh(w @ h + one)
+        found.append((1 - h * h).unsqueeze(-1) * w)
+        frame, r = torch.linalg.qr(found[-1] @ frame)
+        total += float(r[0, 0].abs().log())
+    assert growth(torch.stack(found).unsqueeze(1)) == pytest.approx(total / 400, abs=0.03)
