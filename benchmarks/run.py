@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 
 import beside
+import budget
 import detach_loop
 import diagonal
 import edges
@@ -60,6 +61,7 @@ def main() -> None:
         "edges": lambda: edges.report(rounds, threads),
         "diagonal": lambda: diagonal.report(rounds, threads),
         "parallel": lambda: parallel.report(rounds, threads),
+        "budget": lambda: budget.report(rounds, threads),
         "detach_loop": lambda: detach_loop.report(rounds),
         "windows": lambda: windows.report(rounds),
         "startup": lambda: startup.report(rounds),

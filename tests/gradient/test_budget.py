@@ -15,7 +15,7 @@ from chronograd.modes.course import Course
 from chronograd.modes.losses import Losses
 from chronograd.modes.peak import PeakBytes
 from chronograd.modes.recompute import Walk
-from chronograd.modes.schedule import Plan, binomial_advances
+from chronograd.modes.schedule import Plan, binomial_advances, internal
 from chronograd.modes.tally import Tally
 from chronograd.recurrence.adapters import adapt
 from chronograd.stretch import lay_stretch
@@ -163,22 +163,36 @@ class Counting(torch.nn.Module):
         return torch.tanh(self.weight * (x if h is None else h + x))
 
 
-@pytest.mark.parametrize(("steps", "slots", "advances"), [(1000, 50, 1948), (1000, 10, 3636), (10, 3, 15)])
-def test_forward_steps_are_the_binomial_optimum(steps, slots, advances):
-    """Griewank and Walther 2000, by counting the calls of a cell."""
+class Internal(Plan):
+    """The schedule that keeps whole steps with their graphs."""
+
+    def actions(self):
+        return internal(self.segments, self.slots)
+
+
+@pytest.mark.parametrize(
+    ("plan", "plain", "taped"),
+    [
+        (Plan(1000, 1, 50, 1948, 0), 1948, 1000),
+        (Plan(1000, 1, 10, 3636, 0), 3636, 1000),
+        (Plan(10, 1, 3, 15, 0), 15, 10),
+        (Internal(1000, 1, 50, 950, 0), 950, 1000),
+    ],
+)
+def test_forward_steps_are_the_optimum(plan, plain, taped):
+    """Griewank and Walther 2000, and C(1000, 50) = 1950 of Gruslys et al. 2016, by counting the calls of a cell."""
     cell = Counting()
     model = cg.Recurrent(cell)
-    x = torch.randn(steps, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(plan.steps, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     stretch = lay_stretch(x, None, None, None, None, cg.Full())
-    losses = Losses(lambda o, y: (o - y).square(), x, torch.ones(steps, 1), None)
+    losses = Losses(lambda o, y: (o - y).square(), x, torch.ones(plan.steps, 1), None)
     recurrence = adapt(model, x)
     _ = recurrence.layout
     cell.taped = cell.plain = 0
     tally = Tally(dict(model.named_parameters()))
-    Walk(recurrence, Course([stretch.piece]), losses, 0, 1 / steps, tally).stretch(
-        0, steps, None, Plan(steps, 1, slots, advances, 0)
-    )
-    assert (cell.plain, cell.taped) == (advances, steps)
+    walk = Walk(recurrence, Course([stretch.piece]), losses, 0, 1 / plan.steps, tally)
+    walk.stretch(0, plan.steps, None, plan)
+    assert (cell.plain, cell.taped) == (plain, taped)
     expected, _ = cg.value_and_grad(model, lambda o, y: (o - y).square(), x, x)
     near(tally.grads, expected.grads)
 

@@ -119,7 +119,7 @@ class Walk:
         kept: dict[int, Passage] = {}
         taped: dict[int, _Taped] = {}
         cotangents: list[Tensor | None] = []
-        later: list[Tensor] = []  # the state after what is taped next, as it was the first time
+        met: dict[int, list[Tensor]] = {}  # the start of what was walked back through last, as it was the first time
         final = None
         for action in plan.actions():
             match action:
@@ -138,10 +138,10 @@ class Walk:
                     state = detach(taped[i].end)
                     if i + 2 == len(bounds):
                         final = state
-                    else:
-                        _same_again(state, later, bounds[i + 1])
+                    if i + 1 in met:
+                        _same_again(state, met[i + 1], bounds[i + 1])
                 case Back(i):
-                    later = detach(taped[i].start)
+                    met = {i: detach(taped[i].start)}
                     cotangents = self._back(taped.pop(i), cotangents)
         restore(self._ended)  # what was run again has set the generators back
         return final
@@ -275,14 +275,14 @@ def _as_leaves(state: Any) -> Any:
     return tree_map(lambda x: x.detach().requires_grad_() if _flows(x) else x, state)
 
 
-def _same_again(state: Any, later: list[Tensor], step: int) -> None:
+def _same_again(state: Any, before: list[Tensor], step: int) -> None:
     """Raise where a model that ran again came to another state than before; rounding passes.
 
     Raises:
         ValueError: naming the step.
     """
     now = [leaf for leaf in leaves(state) if _flows(leaf)]
-    for ours, theirs in zip(now, later):
+    for ours, theirs in zip(now, before):
         near = torch.finfo(ours.dtype).eps ** 0.25
         size = theirs.abs().max() if theirs.numel() else 0
         if not torch.allclose(ours, theirs, rtol=near, atol=float(near * size), equal_nan=True):
