@@ -1,7 +1,7 @@
 """Exact gradients of long sequences within a budget of memory: the peak and the time, against the stored computation.
 
-Run as a script it is the child that measures: ``budget.py peak STEPS MODE THREADS`` prints bytes, ``budget.py time STEPS
-MODE ROUNDS THREADS`` the median seconds of the stored computation and of the mode, which take turns.
+Run as a script it is the child that measures: ``budget.py peak STEPS MODE THREADS`` prints bytes, ``budget.py time
+STEPS MODE ROUNDS THREADS`` the median seconds of the stored computation and of the mode, which take turns.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Long:
 
 
 class Watched:
-    """``with Watched() as watched:`` the resident anonymous memory at its peak, beyond what there was, ``watched.extra``
-    bytes; looked at a thousand times a second.
+    """``with Watched() as watched:`` the bytes of resident anonymous memory at its peak beyond what there was,
+    ``watched.extra``; looked at a thousand times a second.
     """
 
     def __enter__(self) -> Watched:
@@ -193,15 +193,16 @@ def report(rounds: int, threads: int) -> str:
     return (
         "## Long sequences in little memory\n\n"
         f"The exact gradient (`Full()`) of one row through `cg.GRU({FEATURES}, {UNITS})` and a readout, float32, "
-        f"{threads} threads. *Stored*: `Reverse()`, data in memory. *Within*: `Reverse(memory=...)`, data streamed from "
-        "mapped files. *MB* (10^6 bytes) is resident anonymous memory at the peak of a call, beyond what there was after "
-        "a warm-up of the same shape, in a fresh process; of the stored computation the data counts too. Times are of "
-        "calls that take turns, reading the data from files included.\n\n" + markdown(headings, rows) + "\n\n"
-        "Gruslys et al. (2016) publish for T = 1000 that 95% of memory are saved for a third more time. That is 50 slots "
-        "that hold a step with all of its graph, and a way back that costs two forward steps: (1950 + 2000) / 3000. "
-        "Where the way back costs as much as the way forward it is (1950 + 1000) / 2000. Measured here on "
-        "`cg.Recurrent(torch.nn.GRUCell(64, 256))`, a loop in Python of 32 rows; bytes are those of tensors alive at "
-        "once, the parameters' gradients among them.\n\n" + published(rounds)
+        f"{threads} threads. *Stored*: `Reverse()`, data in memory. *Within*: `Reverse(memory=...)`, data streamed "
+        "from mapped files. *MB* (10^6 bytes) is resident anonymous memory at the peak of a call, beyond what there "
+        "was after a warm-up of the same shape, in a fresh process; of the stored computation the data counts too. "
+        "Times are of calls that take turns, reading the data from files included.\n\n"
+        + markdown(headings, rows)
+        + "\n\nGruslys et al. (2016) publish for T = 1000 that 95% of memory are saved for a third more time. That is "
+        "50 slots that hold a step with all of its graph, and a way back that costs two forward steps: "
+        "(1950 + 2000) / 3000. Where the way back costs as much as the way forward it is (1950 + 1000) / 2000. "
+        "Measured here on `cg.Recurrent(torch.nn.GRUCell(64, 256))`, a loop in Python of 32 rows; bytes are those of "
+        "tensors alive at once, the parameters' gradients among them.\n\n" + published(rounds)
     )
 
 

@@ -207,7 +207,10 @@ def _adapt(
             raise TypeError(f"{door}: {name} must be a {kind.__name__} such as {example}, not {value!r:.80}")
     recurrence = adapt(model, sample, mode.engine())
     # Layers can do whatever opaque models can; telling them apart takes a run, so it waits until it matters.
-    kind = recurrence.kind if recurrence.engine else "whole" if recurrence.hides else "opaque"
+    kind = "whole" if recurrence.hides else "opaque"
+    if recurrence.engine is not None:  # which opaque models have no use for
+        with explain_failure(model, recurrence.call, stretch.piece.inputs, None):
+            kind = recurrence.kind
     refuse(truncation, mode, kind, recurrence.hides, door)
     piece, stream = stretch.piece, stretch.carry.stream
     if recurrence.hides and (stream.position or piece.reset is not None or piece.valid is not None):

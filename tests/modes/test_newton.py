@@ -133,6 +133,17 @@ def test_a_recurrence_that_forgets_slowly_is_told_to_go_on():
         cg.value_and_grad(model, squared, x, x, mode=cg.Scan("quasi", iterations=5))
 
 
+@pytest.mark.parametrize("forward", ["newton", "quasi"])
+def test_states_that_overflow_do_not_pass_for_converged(forward):
+    cell = nn.RNNCell(2, 2, nonlinearity="relu")
+    with torch.no_grad():
+        cell.weight_hh.copy_(3 * torch.eye(2))
+        cell.weight_ih.copy_(torch.eye(2))
+    x = torch.ones(300, 1, 2)
+    with pytest.raises(ValueError, match=r"overflow in 100 iterations; use mode=cg\.Reverse\(\)"):
+        cg.value_and_grad(cg.Recurrent(cell), squared, x, x, mode=cg.Scan(forward))
+
+
 def test_growth_is_the_largest_lyapunov_exponent():
     torch.manual_seed(0)
     q = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))[0]

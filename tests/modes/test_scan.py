@@ -220,3 +220,19 @@ def test_a_loss_whose_slope_is_not_finite_is_not_made_finite(mode):
     loss_fn = lambda outputs, targets: (outputs - outputs.detach()).abs().sum(-1).sqrt()  # noqa: E731
     gradient, _ = cg.value_and_grad(model, loss_fn, x, None, mode=mode)
     assert gradient.loss == 0 and not any(grad.isfinite().all() for grad in gradient.grads.values())
+
+
+@pytest.mark.parametrize("kind", ["tanh", "relu", "gru"])
+def test_the_loop_that_a_gpu_takes(kind, monkeypatch):
+    """Where torch's own functions serve, the states come from them."""
+    served = []
+    monkeypatch.setattr("chronograd.modes.scan.layer.torch_serves", lambda *args: served.append(args) or True)
+    torch.manual_seed(0)
+    model = (cg.GRU(2, 3) if kind == "gru" else cg.RNN(2, 3, nonlinearity=kind)).double()
+    x = torch.randn(40, 2, 2, dtype=torch.float64)
+    loss_fn = lambda outputs, targets: outputs.square().sum(-1)  # noqa: E731
+    ours, theirs = (
+        cg.value_and_grad(model, loss_fn, x, None, mode=mode)[0] for mode in (cg.Scan("loop"), cg.Reverse())
+    )
+    assert served
+    assert_same_grads(ours.grads, theirs.grads)

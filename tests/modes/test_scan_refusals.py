@@ -42,9 +42,9 @@ def test_text_is_the_mode(given_options):
         ("scan:quasi,newton", "'newton' says again what forward is"),
         ("scan:0", "iterations must be a whole number of at least 1, not 0"),
         ("scan:-1e-3", "tolerance must be above 0"),
-        ("scan:0.5GB", "'0.5GB' is none of"),
-        ("scam", "not understood; write reverse or scan"),
-        ("reverse:1", "not understood"),
+        ("scan:0.5XB", "'0.5XB' is none of"),
+        ("scam", "not understood; write reverse, "),
+        ("reverse:1", "is no size"),
     ],
 )
 def test_text_that_means_nothing(text, message):

@@ -32,6 +32,7 @@ from .losses import Losses
 from .peak import PeakBytes
 from .replay import edges_of, restore, snapshot
 from .schedule import Advance, Back, Free, Plan, Restore, Store, Tape
+from .shelf import Shelf
 from .tally import Tally
 
 __all__ = ["Passage", "Walk", "measured_bytes"]
@@ -116,20 +117,22 @@ class Walk:
         them, without graph.
         """
         bounds = [*range(begin, end, plan.length), end]
-        kept: dict[int, Passage] = {}
+        kept, random = Shelf(min(plan.slots, len(bounds) - 1)), {}
         taped: dict[int, _Taped] = {}
         cotangents: list[Tensor | None] = []
         met: dict[int, list[Tensor]] = {}  # the start of what was walked back through last, as it was the first time
-        final = None
+        first, final = state, None
         for action in plan.actions():
             match action:
                 case Store(i):
-                    kept[i] = Passage(state, self._snapshot())
+                    kept.put(i, state)
+                    random[i] = self._snapshot()
                 case Free(i):
-                    del kept[i]
+                    kept.free(i)
+                    del random[i]
                 case Restore(i):
-                    state = kept[i].state
-                    restore(kept[i].random)
+                    state = kept.get(i) if i else first  # the very tensors that may want a gradient
+                    restore(random[i])
                 case Advance(i, j):
                     for n in range(i, j):
                         state = self.advance(bounds[n], bounds[n + 1], state)

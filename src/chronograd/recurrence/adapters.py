@@ -24,7 +24,7 @@ from chronograd.kernels import Edges
 from .contract import check_pair
 from .gating import GatedForward
 from .layers import GRU, LSTM, RNN
-from .layout import Layout, read_layout
+from .layout import Layout, own_layout, read_layout
 from .linear import DiagonalRNN, LinearRNN
 from .pieces import run_pieces
 from .quiet import keep_buffers, keep_random, quiet, settled
@@ -108,6 +108,8 @@ class Recurrence:
         """Where the state tensors come from, for models made of recurrent layers."""
         if self.hides:
             return None
+        if (known := own_layout(self.model)) is not None:
+            return known
         few = self._few(2)
         with quiet(self.model), settled(self.model), self._looking():
             found = read_layout(self._answer, few)

@@ -12,15 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from chronograd.kernels import Edges
 
 from .gating import GatedForward
+from .layers import GRU, LSTM, RNN
+from .linear import DiagonalRNN, LinearRNN
 from .states import RowDims, check_state, leaves, tree_map
 
-__all__ = ["Layout", "read_layout"]
+__all__ = ["Layout", "own_layout", "read_layout"]
 
 Tree = Any
 Places = tuple[tuple[int, int], ...]
@@ -50,6 +52,19 @@ class Layout:
     def own(self, seen: GatedForward) -> list[Tensor]:
         """The tensors of a single step that outputs and state are made of."""
         return [tensor for track, part in self.places for tensor in seen.tracks[track].own(part)]
+
+
+def own_layout(model: nn.Module) -> Layout | None:
+    """The layout of a bare layer of ours, which needs no run to be read; None for any other model.
+
+    >>> own_layout(GRU(2, 3)).places, own_layout(nn.Sequential(GRU(2, 3)))
+    (((0, 0),), None)
+    """
+    bare = type(model) in (RNN, GRU, LSTM, LinearRNN, DiagonalRNN) and getattr(model, "proj_size", 0) == 0
+    if not bare or model._forward_hooks or model._forward_pre_hooks:  # hooks may do anything to a state
+        return None
+    parts = 2 if isinstance(model, LSTM) else 1
+    return Layout(tuple((0, part) for part in range(parts)), frozenset({"own"}), RowDims([1] * parts))
 
 
 def read_layout(call: Callable[[Tree, Tree], tuple[Tree, Tree]], inputs: Tree) -> Layout | None:

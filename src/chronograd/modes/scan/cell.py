@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from chronograd.kernels import Edges
 from chronograd.modes.replay import snapshot
+from chronograd.recurrence.contract import shown
 from chronograd.recurrence.sequence import Path, check_rows, run_cell
 from chronograd.recurrence.states import RowDims, detach, leaves, tree_map
 
@@ -80,7 +81,7 @@ class _Steps:
         self.steps, self.rows = leaves(inputs)[0].shape[:2]
         self.spec = pytree.tree_structure(state)
         self.shapes = [leaf.shape[1:] for leaf in leaves(state)]
-        self.size = sum(shape.numel() for shape in self.shapes)
+        self.size, self.dtype = sum(shape.numel() for shape in self.shapes), leaves(state)[0].dtype
         self.solver = Solver(mode, f"cell of {self.size} numbers", ways)
         check_rows(state, self.rows)
         self._check(state)
@@ -199,12 +200,12 @@ class _Steps:
         """A state of any number of rows as (rows, n)."""
         found = leaves(state)
         if pytree.tree_structure(state) != self.spec or any(
-            leaf.shape != (rows, *shape) for leaf, shape in zip(found, self.shapes)
+            leaf.shape != (rows, *shape) or leaf.dtype != self.dtype for leaf, shape in zip(found, self.shapes)
         ):
             raise ValueError(
-                f"mode {self.solver.mode}: the cell is called once for all steps, as {rows} rows, and returned states "
-                f"of shape {', '.join(str(tuple(leaf.shape)) for leaf in found)}; it must treat every row by itself "
-                "and keep the state's shapes, or use mode=cg.Reverse()"
+                f"mode {self.solver.mode}: the cell is called once for all steps, as {rows} rows, and returned "
+                f"{', '.join(map(shown, found))}; it must treat every row by itself and keep the state's shapes and "
+                "dtypes, or use mode=cg.Reverse()"
             )
         return torch.cat([leaf.reshape(rows, -1) for leaf in found], -1)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from chronograd.kernels import CELLS, Edges, run_projected
 from chronograd.kernels.cells import Cell, fold_biases
 from chronograd.kernels.reference import refuse_twice, run_layer, start_anew, states_before
+from chronograd.recurrence.torch_layers import run_in_torch, torch_serves
 
 from .associative import Coefficients, Diagonal, scan
 from .edges import linear_coefficients, step_coefficients
@@ -48,7 +49,7 @@ def run_layer_at_once(
     device = inputs.device.type
     if solver.mode.forward == "loop":
         with torch.no_grad():
-            known = run_projected(kind, inputs, weight_ih, bias_ih, initial, weight, bias, edges, fresh)
+            known = _looped(kind, inputs, weight_ih, bias_ih, initial, weight, bias, edges, fresh)
     else:
         known = None
     if fresh is None and edges.reset is not None:
@@ -66,6 +67,26 @@ def run_layer_at_once(
             solver.check_bytes(drive.shape[0] * drive.shape[1], CELLS[kind].parts * weight.shape[1], weight.dtype)
         out = _Layer.apply(_Plan(solver, kind, edges, known), drive, weight, bias, *states)
     return out if CELLS[kind].parts > 1 else (out,)  # pyright: ignore[reportReturnType]
+
+
+def _looped(
+    kind: str,
+    inputs: Tensor,
+    weight_ih: Tensor,
+    bias_ih: Tensor | None,
+    initial: State,
+    weight: Tensor,
+    bias: Tensor | None,
+    edges: Edges,
+    fresh: State | None,
+) -> State:
+    """The states by the fastest loop: torch's own on a GPU, where nothing happens on the edges and the outputs are all
+    of the state.
+    """
+    if CELLS[kind].parts == 1 and edges.plain and torch_serves(kind, weight):
+        weights = [(weight_ih, weight, bias_ih, bias)]
+        return (run_in_torch(kind, inputs, tuple(part.unsqueeze(0) for part in initial), weights, 0.0)[0],)
+    return run_projected(kind, inputs, weight_ih, bias_ih, initial, weight, bias, edges, fresh)
 
 
 @dataclass(frozen=True)
@@ -207,7 +228,7 @@ class _WayBack:
         return _Flow(product, drive, tuple(None if part is None else part.unflatten(0, self.across) for part in past))
 
     def before(self, delta: Tensor, flow: _Flow, at: Any) -> Tensor:
-        """The cotangents of the states before the steps ``at`` (or steps and rows), (..., n), as they reach the edges."""
+        """What comes to the states before the steps, or steps and rows, ``at``, (..., n), not yet over the edges."""
         product, *past = (None if part is None else part[at] for part in (flow.product, *flow.past))
         rows = [None if part is None else part.flatten(0, -2) for part in (product, *past)]
         back = self.plan.cell.product_back(rows[0], self.weight, rows[1])  # pyright: ignore[reportArgumentType]

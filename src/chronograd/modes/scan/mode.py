@@ -32,8 +32,9 @@ class Scan(Mode):
 
     Exact for the terms that the truncation keeps, to ``tolerance``. Takes models whose recurrent loops can be seen:
     layers of torch or ours, however deep inside, and cells in ``cg.Recurrent``; float32 and float64, complex for
-    ``cg.DiagonalRNN``. Afterwards ``gradient.how`` says for each loop how it was computed, in how
-    many iterations, and how far it was from the end before each.
+    ``cg.DiagonalRNN``. Afterwards ``gradient.how`` says for each loop how it was computed, in how many iterations, and
+    how far it was from the end before each. A cell of your own is called in each iteration, with all steps as rows of
+    one batch; it draws no random numbers, and what it writes into buffers moves each time.
 
     When not to use it: on a few cores. A scan does two to three times the work of a loop (n^3 for each step where
     Jacobians are full) and pays only where many processors share it, so on a CPU linear and diagonal layers take the
@@ -91,7 +92,8 @@ class Scan(Mode):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"Scan: {name} must be a whole number of at least 1, not {value!r}")
-        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
+        number = isinstance(self.tolerance, int | float) and not isinstance(self.tolerance, bool)
+        if self.tolerance is not None and not (number and 0 < self.tolerance < math.inf):
             raise ValueError(f"Scan: tolerance must be above 0 and finite, or None, not {self.tolerance!r}")
 
     def spec(self) -> str:

@@ -91,10 +91,9 @@ def solve(
         # b = f - J h, by the coefficients themselves: a cut or frozen row is then what they say.
         terms = after - coefficients.step(slice(None), before, torch.zeros_like(before))
         new = scan(coefficients, terms, start)
-        # The right beginning of the path grows by a step at least each time, so what overflowed may begin again.
-        new = torch.where(torch.isfinite(new), new, 0)
         changes.append(float((new - path).abs().amax()))
-        path = new
+        # The right beginning of the path grows by a step at least each time, so what overflowed may begin again.
+        path = torch.where(torch.isfinite(new), new, 0)
         if changes[-1] <= tolerance * max(1.0, float(path.abs().amax())):
             return Solved(path, tuple(residuals), tuple(changes))
     raise NotConverged(tuple(changes))
@@ -129,11 +128,11 @@ def solve_back(
             return Solved(torch.full_like(given, torch.nan), (residual,), ())
         terms[:-1] -= own.step(slice(None), delta[1:], torch.zeros_like(delta[1:]))
         new = torch.cat((scan(own, terms[:-1], terms[-1], reverse=True), terms[-1:]))
-        new = torch.where(torch.isfinite(new), new, 0)
-        size = max(float(new.abs().amax()), torch.finfo(given.dtype).tiny)
+        change = float((new - delta).abs().amax())
+        delta = torch.where(torch.isfinite(new), new, 0)
+        size = max(float(delta.abs().amax()), torch.finfo(given.dtype).tiny)
         residuals.append(residual / size)
-        changes.append(float((new - delta).abs().amax()) / size)
-        delta = new
+        changes.append(change / size)
         if changes[-1] <= tolerance:
             return Solved(delta, tuple(residuals), tuple(changes))
     raise NotConverged(tuple(changes))

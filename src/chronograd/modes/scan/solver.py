@@ -107,6 +107,11 @@ class Solver:
 
     def _refuse(self, failed: NotConverged, tolerance: float, what: str, jacobian: Tensor | None) -> NoReturn:
         allowed = len(failed.changes)
+        if not math.isfinite(failed.changes[-1]):
+            raise ValueError(
+                f"mode {self.mode}: the {self.loop} did not converge, its {what} overflow in {allowed} iterations; use "
+                "mode=cg.Reverse(), which shows whether the model's own do"
+            )
         text = (
             f"mode {self.mode}: the {self.loop} did not converge, its {what} still change by "
             f"{failed.changes[-1]:.1e} after {allowed} iterations (tolerance {tolerance:.1e})"
