@@ -322,3 +322,21 @@ def test_what_cannot_be_compared_is_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         cg.compare(nn.GRU(2, 3), squared, torch.randn(6, 2, 2), torch.randn(6, 2, 3), **options)
     assert "\n" not in str(caught.value)
+
+
+def test_modes_stand_beside_each_other():
+    """Exact modes give what full computation gives, each at its own price."""
+    torch.manual_seed(0)
+    model, x, y = cg.GRU(2, 3).double(), torch.randn(400, 2, 2).double(), torch.randn(400, 2, 3).double()
+    found = cg.compare(
+        model,
+        lambda outputs, targets: (outputs - targets).square().mean(-1),
+        x,
+        y,
+        ["full reverse:100KB", (cg.Full(), cg.Scan()), "chunks:50 reverse:100KB", "chunks:50"],
+    )
+    rows = {(row.truncation, row.mode): row for row in found.candidates}
+    assert rows["full", "reverse:100KB"].bias < 1e-10 and rows["full", "scan"].bias < 1e-8
+    assert rows["full", "reverse:100KB"].peak_bytes <= 100_000 + 16 * 800 < rows["full", "reverse"].peak_bytes
+    assert rows["chunks:50", "reverse:100KB"].bias == pytest.approx(rows["chunks:50", "reverse"].bias)
+    assert "reverse:100KB" in found.table()

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from chronograd.carry import whole_seed
 from chronograd.modes import Mode, Reverse
+from chronograd.modes import parse as parse_mode
 from chronograd.recurrence.contract import shown
 from chronograd.truncation import AdaptiveTruncation, Chunks, Full, RandomTruncation, Truncation, Window, parse
 
@@ -87,8 +88,8 @@ def compare(
 
     Args:
         model, loss_fn, inputs, targets, reset, lengths, weights: as for ``value_and_grad``.
-        candidates: truncations, their names (``"chunks:35"``), or (truncation, mode) pairs; one alone or several.
-            None takes ``usual_candidates``. Full computation is always measured too.
+        candidates: truncations, (truncation, mode) pairs, or their names (``"chunks:35"``, ``"full reverse:256MB"``);
+            one alone or several. None takes ``usual_candidates``. Full computation is always measured too.
         draws: how often random truncations are drawn, at least 2.
         seed: of the draws: draw n has seed + n.
         tolerance: the relative bias that a recommendation may have.
@@ -202,7 +203,8 @@ def _pairs(candidates: Any) -> list[Pair]:
 def _pair(entry: Any) -> Pair:
     match entry:
         case str():
-            return parse(entry), Reverse()
+            truncation, *mode = entry.split(maxsplit=1) or [entry]
+            return parse(truncation), parse_mode(mode[0]) if mode else Reverse()
         case Truncation():
             return entry, Reverse()
         case (Truncation() as truncation, Mode() as mode):
