@@ -34,7 +34,7 @@ from .replay import edges_of, restore, snapshot
 from .schedule import Advance, Back, Free, Plan, Restore, Store, Tape
 from .tally import Tally
 
-__all__ = ["Passage", "Walk", "measured_bytes"]
+__all__ = ["PER_TENSOR", "Passage", "Walk", "measured_bytes", "steps_measured"]
 
 # Steps of short stretches that are run at once: more would be no faster.
 MOST_TOGETHER = 4096
@@ -61,6 +61,38 @@ class _Taped:
     start: list[Tensor]
     inputs: list[tuple[Tensor, Tensor, int]]
     end: Any
+
+
+class _Shelf:
+    """Room for copies of ``slots`` states, made at once when the first one comes.
+
+    States made one by one would lie between the large blocks of a segment and split the holes that these leave: an
+    allocator then asks the system for a new block with every segment, however little is held.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots, self._free, self._ours = slots, [], {}
+
+    def put(self, state: Any) -> Any:
+        """A copy of a state; the state itself where the shelf has no room of its shape."""
+        if not self._ours:
+            self._free = [tree_map(torch.empty_like, state) for _ in range(self._slots)]
+            self._ours = {id(place): place for place in self._free}
+        if not self._free or _shapes(self._free[-1]) != _shapes(state):
+            return state
+        place = self._free.pop()
+        for ours, theirs in zip(leaves(place), leaves(state)):
+            ours.copy_(theirs)
+        return place
+
+    def copy(self, state: Any) -> Any:
+        """A state that stays what it is when its place is taken by another."""
+        return tree_map(torch.clone, state) if id(state) in self._ours else state
+
+    def give_back(self, state: Any) -> None:
+        """A place is free again."""
+        if id(state) in self._ours:
+            self._free.append(state)
 
 
 @dataclass
@@ -117,18 +149,19 @@ class Walk:
         """
         bounds = [*range(begin, end, plan.length), end]
         kept: dict[int, Passage] = {}
+        shelf = _Shelf(plan.slots)
         taped: dict[int, _Taped] = {}
         cotangents: list[Tensor | None] = []
         later: list[Tensor] = []  # the state after what is taped next, as it was the first time
         final = None
         for action in plan.actions():
             match action:
-                case Store(i):
-                    kept[i] = Passage(state, self._snapshot())
+                case Store(i):  # the first state is the given one, whose gradient may be wanted
+                    kept[i] = Passage(shelf.put(state) if i else state, self._snapshot())
                 case Free(i):
-                    del kept[i]
+                    shelf.give_back(kept.pop(i).state)
                 case Restore(i):
-                    state = kept[i].state
+                    state = shelf.copy(kept[i].state)
                     restore(kept[i].random)
                 case Advance(i, j):
                     for n in range(i, j):
@@ -219,11 +252,23 @@ class Walk:
         return self._random
 
 
-def measured_bytes(recurrence: Recurrence, course: Course, losses: Losses, state: Any, tally: Tally) -> StepBytes:
+def steps_measured(parameters: int, state: int) -> int:
+    """Steps that a course must have so that ``measured_bytes`` finds on it what it finds on any longer one, for so many
+    bytes of parameters and of a state.
+    """
+    return 8 * max(LOOKED_AT, 2 * parameters // max(1, state))
+
+
+def measured_bytes(
+    recurrence: Recurrence, course: Course, losses: Losses, state: Any, tally: Tally, inner: bool = True
+) -> StepBytes:
     """What steps of a course take, counted over some of its first ones; ``losses`` are of its steps.
 
     A peak is taken over some steps and over twice as many; what it grows by is a step's share. On few steps the
     parameters' gradients would hide what the steps take, so as many are run as take several times their bytes.
+
+    Steps that do not lie ``inner`` in a stretch are all of it: nothing flows in from behind them, and none is wanted
+    of their first state, which takes less.
     """
     most = min(course.steps, len(losses.weights))
 
@@ -231,8 +276,8 @@ def measured_bytes(recurrence: Recurrence, course: Course, losses: Losses, state
         nonlocal held
         with PeakBytes() as count:
             walk = Walk(recurrence, course, losses, 0, 1.0, Tally(tally.parameters))
-            taped = walk._tape(0, steps, begun, inner=True)
-            walk._back(taped, [torch.ones_like(leaf) for leaf in leaves(taped.end) if _flows(leaf)])
+            taped = walk._tape(0, steps, begun, inner)
+            walk._back(taped, [torch.ones_like(leaf) for leaf in leaves(taped.end) if inner and _flows(leaf)])
         held = sum(leaf.nbytes for leaf in leaves(taped.end))
         if walk._ended is not walk._begun:
             held += sum(part.nbytes for part in walk._ended)
@@ -265,6 +310,10 @@ def _together(bounds: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
 def _first(course: Course, state: Any) -> tuple[Any, Any, Any]:
     _, _, part = next(course.parts(0, 1))
     return part.inputs, state, edges_of(part, state)
+
+
+def _shapes(state: Any) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(leaf.shape, leaf.dtype) for leaf in leaves(state)]
 
 
 def _flows(leaf: Tensor) -> bool:

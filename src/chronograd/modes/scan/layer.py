@@ -207,7 +207,7 @@ class _WayBack:
         return _Flow(product, drive, tuple(None if part is None else part.unflatten(0, self.across) for part in past))
 
     def before(self, delta: Tensor, flow: _Flow, at: Any) -> Tensor:
-        """The cotangents of the states before the steps ``at`` (or steps and rows), (..., n), as they reach the edges."""
+        """The cotangents of the states before the steps ``at`` (or steps and rows), (..., n), as edges meet them."""
         product, *past = (None if part is None else part[at] for part in (flow.product, *flow.past))
         rows = [None if part is None else part.flatten(0, -2) for part in (product, *past)]
         back = self.plan.cell.product_back(rows[0], self.weight, rows[1])  # pyright: ignore[reportArgumentType]
