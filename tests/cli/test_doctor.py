@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from chronograd.kernels import library
@@ -67,3 +68,55 @@ def test_layers_warn_once_where_the_kernels_are_missing(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stderr.count("compiled kernels: not built") == 1
     assert "install gcc or clang" in done.stderr
+
+
+SMALL = ["--length", "3000", "--hidden", "8", "--batch", "2", "--features", "5"]
+
+
+def test_it_predicts_what_a_long_sequence_takes(cli):
+    code, out, _ = cli(
+        "doctor", *SMALL, "--model", "lstm", "--layers", "2", "--memory", "256KB,300KB", "--memory", "1GB"
+    )
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "lstm, 2 x 8 units, one-hot inputs of 5, a linear readout and cross-entropy"
+    assert lines[1].startswith("the exact gradient of 3,000 steps, 2 side by side")
+    assert lines[3].split() == ["mode", "peak", "memory", "forward", "runs", "time", "fits"]
+    names = ["reverse", "reverse:auto", "reverse:256KB", "reverse:300KB", "reverse:1GB", "scan"]
+    assert [line.split()[0] for line in lines[4:]] == names
+
+
+def test_the_prediction_as_json(cli):
+    code, out, _ = cli("doctor", *SMALL, "--memory", "256KB", "--json")
+    plain = json.loads(out)
+    assert (code, plain["steps"], plain["rows"]) == (0, 3000, 2)
+    stored, _, within, _ = plain["modes"]
+    assert (stored["mode"], stored["runs"], stored["refusal"]) == ("reverse", 1, None)
+    assert within["peak_bytes"] <= 256_000 < stored["peak_bytes"] and 1 < within["runs"] < 2.1
+    assert all(0 < row["seconds"][0] < row["seconds"][1] for row in plain["modes"])
+
+
+def test_a_budget_that_cannot_work_is_refused_with_the_smallest_that_can(cli):
+    code, out, err = cli("doctor", *SMALL, "--memory", "1KB")
+    refusal = "a budget of 1KB cannot work: one stored step takes "
+    assert code == 1 and f"reverse:1KB   refused: {refusal}" in out
+    line = err.splitlines()[-1]
+    assert line.startswith(f"chronograd doctor: {refusal}")
+    smallest = line.rpartition("the smallest budget that can is ")[2]
+    assert cli("doctor", *SMALL, "--memory", smallest).code == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ("--hidden 3", "--hidden is for a prediction; give --length, the steps of the sequence, as well"),
+        ("--memory 1MB", "--memory is for a prediction; give --length, the steps of the sequence, as well"),
+        ("--length 0", "--length must be at least 1, not 0"),
+        ("--length 5 --batch 0", "--batch must be at least 1, not 0"),
+        ("--length 5 --memory 1", "--memory: '1' is no size; write a number and a unit, as in 256MB, 1.5GB or 64MiB"),
+        ("--length 5 --model gur", "--model must be one of rnn, gru, lstm, not 'gur'; did you mean 'gru'?"),
+    ],
+)
+def test_wrong_usage(cli, argv, line):
+    code, out, err = cli("doctor", *argv.split())
+    assert (code, out) == (2, "") and err.startswith(f"chronograd doctor: {line}")

@@ -16,14 +16,22 @@ from chronograd.cli.app import app
 OPTIONS = {
     "compare": "RUN|CORPUS --truncation --steps --batch --draws --tolerance --seed --model --hidden --figure --json",
     "demo": "--run --steps --hidden --draws",
-    "doctor": "--json",
+    "doctor": "--length --model --hidden --layers --batch --features --memory --json",
     "figure strategies": "TEXT --corpus --steps --chunks --mean-length --seed --width --out",
     "figure graph": "--steps --cuts --out",
     "sample": "DIR --prefix --length --temperature --seed",
     "train": "CORPUS --run --model --hidden --layers --batch --chunk --truncation --mode --steps --lr --clip --seed "
     "--preprocess --tokens --resume --checkpoint-every --json",
 }
-WRONG = ["train", "train x --run r --hiden 3", "train x --run r --truncation chunk:3", "figure graph --cuts 9", "trian"]
+WRONG = [
+    "train",
+    "train x --run r --hiden 3",
+    "train x --run r --truncation chunk:3",
+    "figure graph --cuts 9",
+    "doctor --hidden 3",
+    "doctor --length 9 --memory much",
+    "trian",
+]
 
 
 def commands(under=app, path=()):

@@ -76,7 +76,7 @@ class TrainingProgress:
 
 
 class CompareProgress:
-    """Shows how far a comparison is; use it in a ``with`` block, and give ``note`` as ``on_progress``.
+    """Shows how far a measurement is; use it in a ``with`` block, and give ``note`` as ``on_progress``.
 
     Args:
         console: where to show; stderr if ``None``.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from chronograd.modes.peak import PeakBytes
 
-__all__ = ["PeakBytes", "seconds"]
+__all__ = ["PeakBytes", "give_back_pages", "seconds"]
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -26,3 +28,11 @@ def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     result = call()
     synchronize()
     return time.perf_counter() - begun, result
+
+
+def give_back_pages() -> None:
+    """Give the system what the C library keeps of freed memory, so that what is measured next pays for new pages, as a
+    call that needs more than was ever freed does. Does nothing where the library is not glibc.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -81,6 +81,7 @@ def gated_gradient(
             with count:
                 outputs, state = recurrence.run(piece.inputs, state, edges)
                 loss = _losses(new.losses, offset + begin, offset + end).sum(outputs)
+                del outputs  # the graph holds what it needs of them
             pending = loss if pending is None else pending if loss is None else pending + loss
         done.append(part if random is None else ran(part, random))
         offset += part.steps

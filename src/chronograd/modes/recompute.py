@@ -35,7 +35,7 @@ from .schedule import Advance, Back, Free, Plan, Restore, Store, Tape
 from .shelf import Shelf
 from .tally import Tally
 
-__all__ = ["Passage", "Walk", "measured_bytes"]
+__all__ = ["PER_TENSOR", "Passage", "Walk", "measured_bytes", "steps_measured"]
 
 # Steps of short stretches that are run at once: more would be no faster.
 MOST_TOGETHER = 4096
@@ -222,11 +222,23 @@ class Walk:
         return self._random
 
 
-def measured_bytes(recurrence: Recurrence, course: Course, losses: Losses, state: Any, tally: Tally) -> StepBytes:
+def steps_measured(parameters: int, state: int) -> int:
+    """Steps that a course must have so that ``measured_bytes`` finds on it what it finds on any longer one, for so many
+    bytes of parameters and of a state.
+    """
+    return 8 * max(LOOKED_AT, 2 * parameters // max(1, state))
+
+
+def measured_bytes(
+    recurrence: Recurrence, course: Course, losses: Losses, state: Any, tally: Tally, inner: bool = True
+) -> StepBytes:
     """What steps of a course take, counted over some of its first ones; ``losses`` are of its steps.
 
     A peak is taken over some steps and over twice as many; what it grows by is a step's share. On few steps the
     parameters' gradients would hide what the steps take, so as many are run as take several times their bytes.
+
+    Steps that do not lie ``inner`` in a stretch are all of it: nothing flows in from behind them, and none is wanted
+    of their first state, which takes less.
     """
     most = min(course.steps, len(losses.weights))
 
@@ -234,8 +246,8 @@ def measured_bytes(recurrence: Recurrence, course: Course, losses: Losses, state
         nonlocal held
         with PeakBytes() as count:
             walk = Walk(recurrence, course, losses, 0, 1.0, Tally(tally.parameters))
-            taped = walk._tape(0, steps, begun, inner=True)
-            walk._back(taped, [torch.ones_like(leaf) for leaf in leaves(taped.end) if _flows(leaf)])
+            taped = walk._tape(0, steps, begun, inner)
+            walk._back(taped, [torch.ones_like(leaf) for leaf in leaves(taped.end) if inner and _flows(leaf)])
         held = sum(leaf.nbytes for leaf in leaves(taped.end))
         if walk._ended is not walk._begun:
             held += sum(part.nbytes for part in walk._ended)

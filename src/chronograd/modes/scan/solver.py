@@ -17,10 +17,21 @@ from .mode import Scan
 from .newton import NotConverged, Solved, Step, growth, solve, solve_back, tolerance_of
 from .report import Way
 
-__all__ = ["Solver"]
+__all__ = ["Solver", "TooManyBytes"]
 
 # Steps over which growth is measured, and the bytes that their Jacobians may take.
 MEASURED, MEASURED_BYTES = 500, 2**26
+
+
+class TooManyBytes(ValueError):
+    """Full Jacobians take more than the mode's limit: ``needed`` bytes, which grow with the steps."""
+
+    def __init__(self, text: str, needed: int) -> None:
+        super().__init__(text)
+        self.needed = needed
+
+    def __reduce__(self) -> tuple[type[TooManyBytes], tuple[str, int]]:
+        return type(self), (str(self), self.needed)
 
 
 @dataclass(frozen=True)
@@ -51,14 +62,15 @@ class Solver:
         in memory about twice while they are made.
 
         Raises:
-            ValueError
+            TooManyBytes
         """
         needed = 2 * count * size**2 * dtype.itemsize
         if self.mode.forward != "quasi" and needed > self.mode.limit:
-            raise ValueError(
+            raise TooManyBytes(
                 f"mode {self.mode}: full Jacobians of the {self.loop}, {count} steps times rows of "
                 f"{size} x {size} numbers, take {_megabytes(needed)}, and the limit is {_megabytes(self.mode.limit)}; "
-                f'use cg.Scan("quasi"), cg.Scan(limit={needed}) or mode=cg.Reverse()'
+                f'use cg.Scan("quasi"), cg.Scan(limit={needed}) or mode=cg.Reverse()',
+                needed,
             )
 
     def solve(self, step: Step, start: Tensor, edges: Edges, steps: int, walk: Callable[[int], Tensor]) -> Tensor:
