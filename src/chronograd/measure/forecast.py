@@ -33,7 +33,7 @@ from chronograd.recurrence.states import leaves, tree_map
 from chronograd.stretch import lay_losses, lay_stretch
 from chronograd.truncation import Full
 
-from .cost import give_back_pages, seconds
+from .cost import seconds, seconds_of_pages
 from .outlook import Forecast, Outlook
 
 __all__ = ["forecast"]
@@ -44,6 +44,7 @@ WIDTH = 2.776 * math.sqrt(1 + 1 / ROUNDS)
 UNSEEN = 0.1  # what a short run does not show of a long one: caches, pages, a machine that warms up
 LONG = 0.3  # seconds of a round that are enough
 BEYOND_CACHE = 64 * 2**20  # bytes of stored steps from which on time grows with their number
+NEVER_KEPT = 2**28  # bytes of stored steps from which on each of their tensors is a block of its own to the C library
 FEW = 256  # steps on which a scan is measured
 
 Clock = Callable[[], float]  # measures once, and says how long the whole sequence takes by it
@@ -193,10 +194,14 @@ class _Sample:
             if took >= LONG / 2 or steps >= min(self.length, most):
                 break
             steps = min(self.length, most, max(2 * steps, int(steps * LONG / took)))
+        with PeakBytes() as count:
+            value_and_grad(self.model, self.loss_fn, *self.steps(self.given), mode=mode)
+        # Large blocks go back to the system when they are freed, and are paid for again; smaller ones are used again.
+        held, made = (share / self.given * self.length for share in (count.peak, count.total))
+        pages = 0.0 if self.device != "cpu" or steps == self.length else made if held > NEVER_KEPT else held
 
         def clock() -> float:
-            give_back_pages()
-            return seconds(call)[0] * self.length / steps
+            return seconds(call)[0] * self.length / steps + seconds_of_pages() * pages
 
         return clock
 

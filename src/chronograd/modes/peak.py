@@ -19,7 +19,7 @@ __all__ = ["PeakBytes"]
 class PeakBytes(TorchDispatchMode):
     """The most bytes that tensors made inside the block held at once: ``with PeakBytes() as count: ...; count.peak``.
 
-    ``tensors`` is the most of them that lived at once.
+    ``tensors`` is the most of them that lived at once, ``total`` the bytes of all that were made.
 
     >>> import torch
     >>> with PeakBytes() as count:
@@ -34,6 +34,7 @@ class PeakBytes(TorchDispatchMode):
         super().__init__()
         self.now = 0
         self.peak = 0
+        self.total = 0
         self.tensors = 0
         self._alive: dict[int, weakref.ref[Any]] = {}
 
@@ -59,5 +60,6 @@ class PeakBytes(TorchDispatchMode):
 
         self._alive[key] = weakref.ref(storage, gone)
         self.now += size
+        self.total += size
         self.peak = max(self.peak, self.now)
         self.tensors = max(self.tensors, len(self._alive))
