@@ -21,6 +21,7 @@ from .modes.lags import lag_cotangents
 from .modes.losses import Losses
 from .modes.recompute import Passage, Walk
 from .modes.replay import merge, ran, restore, snapshot, split, split_at, stack_pieces
+from .modes.step_bytes import Budget
 from .modes.tally import Tally
 from .modes.windows import Reach, between_cuts, span_gradient, spans_within, visit_states
 from .recurrence.adapters import Recurrence
@@ -42,7 +43,7 @@ class Run:
     losses: Losses
     scale: float
     tally: Tally
-    budget: int | None = None
+    budget: Budget | None = None
 
 
 def advance_gated(run: Run, stretch: Stretch, truncation: Truncation) -> Carry:
@@ -91,7 +92,7 @@ def _between_cuts(run: Run, stretch: Stretch, plan: GatePlan) -> Carry | None:
     return _spanned(run, stretch, whole, spans, keep, plan.since, *path)
 
 
-def _within(run: Run, stretch: Stretch, plan: GatePlan, budget: int) -> Carry:
+def _within(run: Run, stretch: Stretch, plan: GatePlan, budget: Budget) -> Carry:
     """The same within a budget of bytes."""
     segment = stretch.carry.segment
     history, parts, keep = gate_parts(stretch, plan)
@@ -101,7 +102,7 @@ def _within(run: Run, stretch: Stretch, plan: GatePlan, budget: int) -> Carry:
     course = Course([*segment.pieces, stretch.piece], starts)
     walk = Walk(run.recurrence, course, run.losses, new, run.scale, run.tally)
     final = walk.within(budget, [new + cut for cut in plan.cuts], segment.state)
-    passed = [*(walk.passed[start] for start in starts[:-1]), Passage(final, walk.ended)]
+    passed = [*(walk.passed[start] for start in starts[:-1]), Passage(final, walk.ended.random)]
     done = [
         ran(piece, a.random, b.random) for piece, a, b in zip(parts, passed[len(history) :], passed[len(history) + 1 :])
     ]
@@ -228,7 +229,7 @@ def _windows(
 
 
 def _windows_within(
-    run: Run, stretch: Stretch, spans: list[Reach], visits: list[int], keep: int, since: Tensor, budget: int
+    run: Run, stretch: Stretch, spans: list[Reach], visits: list[int], keep: int, since: Tensor, budget: Budget
 ) -> tuple[Carry, dict[int, Any]]:
     """Windows within a budget of bytes: the carry after them, and the states before the steps ``visits``."""
     segment, before = stretch.carry.segment, snapshot()

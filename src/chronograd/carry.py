@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .recurrence.contract import shown
 from .recurrence.states import check_state, detach, leaves
+from .streamed import Streamed
 
 __all__ = ["Carry", "Piece", "Segment", "Stream", "whole_seed"]
 
@@ -277,6 +278,11 @@ def _plain(value: Any, where: str) -> Any:
         if where == "segment.pieces":
             return [_plain(piece, where) for piece in value]
         return type(value)(_plain(entry, where) for entry in value)
+    if isinstance(value, Streamed):
+        raise TypeError(
+            f"Carry.state_dict: {where} is a stream, whose data no file of the carry could hold; write "
+            "carry.cut().state_dict(), before which later losses do not reach, or give the last steps as tensors"
+        )
     raise TypeError(
         f"Carry.state_dict: {where} holds a {type(value).__name__}, which torch.load(weights_only=True) would not "
         "read; make the model's states and inputs of plain tuples, lists and dicts"

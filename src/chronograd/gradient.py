@@ -22,6 +22,7 @@ from .estimate import Gradient
 from .modes import Mode, Reverse
 from .modes.gated import gated_unroll
 from .modes.replay import in_memory, steps_of, streams
+from .modes.step_bytes import Budget
 from .modes.tally import Tally
 from .recurrence.adapters import Recurrence, adapt
 from .recurrence.contract import explain_failure
@@ -98,9 +99,14 @@ def value_and_grad(
 
     References: Werbos 1990 (BPTT); Williams and Peng 1990 (truncation); Tallec and Ollivier 2017 (random truncation).
     """
-    budget = mode.budget(_device_of(model)) if isinstance(mode, Mode) else None
-    if budget is None:  # everything is stored anyway
+    limit = mode.budget(_device_of(model)) if isinstance(mode, Mode) else None
+    if limit is None:  # everything is stored anyway
         inputs, targets = in_memory(inputs), in_memory(targets)
+    elif any(leaf.grad_fn is not None for leaf in leaves([inputs, targets])):
+        raise ValueError(
+            "inputs or targets carry an autograd graph, through which a budget of memory would have to go once for "
+            "every segment: move what makes them into the model, detach them, or use mode=cg.Reverse()"
+        )
     stretch = lay_stretch(inputs, carry, reset, lengths, seed, truncation)
     sample = _sample(stretch.piece)
     recurrence = _adapt(model, stretch, sample, truncation, mode, "value_and_grad")
@@ -123,10 +129,11 @@ def value_and_grad(
         stretch = replace(stretch, carry=replace(stretch.carry, segment=segment), piece=_with_leaves(stretch.piece))
     past = [piece.inputs for piece in segment.pieces]
     tally = Tally(parameters, [past, stretch.piece.inputs], segment.state)
-    run = Run(recurrence, losses, 1 / weight if weight else 0.0, tally, budget)
+    run = Run(recurrence, losses, 1 / weight if weight else 0.0, tally, None if limit is None else Budget(limit))
     advance = advance_gated if truncation.primitive == "gates" else advance_spanned
     with torch.enable_grad(), explain_failure(model, recurrence.call, sample, stretch.carry.state):
         carry = advance(run, stretch, truncation)
+        tally.check()
     gradient = _result(
         tally, weight, stretch.piece, past, segment if wrt_inputs and segment.start == 0 else None, wrt_inputs
     )

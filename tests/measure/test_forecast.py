@@ -14,7 +14,8 @@ import torch
 import chronograd as cg
 from chronograd.measure.forecast import forecast
 from chronograd.modes.peak import PeakBytes
-from chronograd.modes.recompute import PER_TENSOR, Walk
+from chronograd.modes.recompute import Walk
+from chronograd.modes.step_bytes import PER_TENSOR
 from chronograd.training.losses import cross_entropy
 from chronograd.training.model import CharModel
 

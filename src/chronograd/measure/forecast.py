@@ -22,10 +22,11 @@ from chronograd.modes.budget import StepBytes, free_bytes, show_bytes
 from chronograd.modes.course import Course
 from chronograd.modes.losses import Losses
 from chronograd.modes.peak import PeakBytes
-from chronograd.modes.recompute import PER_TENSOR, Walk, measured_bytes, steps_measured
+from chronograd.modes.recompute import Walk
 from chronograd.modes.replay import edges_of, in_memory
 from chronograd.modes.scan.solver import TooManyBytes
 from chronograd.modes.schedule import Plan
+from chronograd.modes.step_bytes import PER_TENSOR, measured_bytes, steps_measured
 from chronograd.modes.tally import Tally
 from chronograd.recurrence.adapters import adapt
 from chronograd.recurrence.quiet import keep_buffers, keep_random
@@ -174,7 +175,7 @@ class _Sample:
     def bytes(self, inner: bool) -> StepBytes:
         """What ``Reverse(memory=...)`` would find on the whole sequence."""
         walk = self.walk(min(self.length, self._looked_at))
-        return measured_bytes(walk.recurrence, walk.course, walk.losses, None, walk.tally, inner)
+        return measured_bytes(walk, None, inner)
 
     @cached_property
     def _looked_at(self) -> int:

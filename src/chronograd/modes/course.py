@@ -10,7 +10,7 @@ from itertools import accumulate
 from torch import Tensor
 
 from chronograd.carry import Piece
-from chronograd.recurrence.states import tree_map
+from chronograd.recurrence.states import leaves, tree_map
 
 from .replay import loaded, split, stack_pieces
 
@@ -27,6 +27,7 @@ class Course:
     def __init__(self, pieces: Sequence[Piece], marks: Iterable[int] = ()) -> None:
         self.pieces = list(pieces)
         self.marks = frozenset(marks)
+        self._marks = sorted(self.marks)
         self.starts = [0, *accumulate(piece.steps for piece in self.pieces)]
 
     @property
@@ -39,11 +40,15 @@ class Course:
         return self.pieces[number] if number < len(self.pieces) and self.starts[number] == step else None
 
     def parts(self, begin: int, end: int) -> Iterator[tuple[int, int, Piece]]:
-        """The steps begin..end-1 as parts of single pieces, in memory, their inputs leaves of graphs of their own:
-        (first step, step after the last, part).
+        """The steps begin..end-1 as parts of single pieces, in memory: (first step, step after the last, part).
+
+        Where a piece's inputs are leaves, a part's are leaves of a graph of its own, so that a gradient is as long as
+        the part; else they stay in the graph that they come from.
         """
         for first, last, part in self._cut(begin, end):
-            yield first, last, loaded(replace(part, inputs=tree_map(_leaf, part.inputs)))
+            if all(leaf.is_leaf for leaf in leaves(self.given(first)[0].inputs)):
+                part = replace(part, inputs=tree_map(_leaf, part.inputs))
+            yield first, last, loaded(part)
 
     def piece(self, begin: int, end: int) -> Piece:
         """The steps begin..end-1 as one piece in memory, in the graph of the inputs that they come from."""
@@ -53,7 +58,8 @@ class Course:
         while begin < end:
             number = bisect_right(self.starts, begin) - 1
             start, piece = self.starts[number], self.pieces[number]
-            upto = min([end, self.starts[number + 1], *(mark for mark in self.marks if mark > begin)])
+            mark = bisect_right(self._marks, begin)
+            upto = min([end, self.starts[number + 1], *self._marks[mark : mark + 1]])
             if (begin, upto) != (start, self.starts[number + 1]):
                 piece = split(split(piece, upto - start)[0], begin - start)[1]
             yield begin, upto, piece

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,10 @@ class Losses:
         """The losses of some steps, or of any (steps, rows) index."""
         used = None if self.used is None else self.used[index]
         return Losses(self.loss_fn, steps_of(self.targets, index), self.weights[index], used)
+
+    def in_memory(self) -> Losses:
+        """The same with targets that are read."""
+        return replace(self, targets=in_memory(self.targets))
 
     def sum(self, outputs: Tree) -> Tensor | None:
         """sum(w l) over the used entries, or None where there is none.

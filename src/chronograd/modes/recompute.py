@@ -2,10 +2,15 @@
 
 What lies between two steps at which every row is cut is walked back by itself. A stretch whose stored steps do not fit
 the budget is cut into segments, and ``schedule`` says which of their start states to keep and what to run again. The
-gradient is that of the stored computation, whatever the model: its random numbers are drawn again, what it writes into
-its buffers is written once, and a model that does not come to the same state twice is refused.
+gradient is that of the stored computation: random numbers are drawn again, buffers that the model writes are set back,
+and a model that does not come to the same state twice is refused.
 
-Cost: one forward pass more where the budget holds the start state of every segment, else ``Plan.advances`` steps.
+Cost: one forward pass more where the budget holds the start state of every segment, else ``Plan.advances`` steps; and
+the steps on which bytes are measured.
+
+Known gaps: what draws random numbers for a whole sequence at once (dropout between layers) draws them segment by
+segment, so they are others than in the stored computation. Weights that a model caches between its calls
+(``parametrize.cached``) are made without a graph.
 
 References: Griewank and Walther 2000 (Revolve); Chen et al. 2016 (two levels); Gruslys et al. 2016 (recurrent nets).
 """
@@ -13,8 +18,7 @@ References: Griewank and Walther 2000 (Revolve); Chen et al. 2016 (two levels); 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,25 +27,21 @@ from torch import Tensor
 from chronograd.carry import Piece
 from chronograd.kernels import Edges
 from chronograd.recurrence.adapters import Recurrence
-from chronograd.recurrence.quiet import keep_buffers, keep_random
 from chronograd.recurrence.states import detach, leaves, tree_map
 
-from .budget import StepBytes
 from .course import Course
 from .losses import Losses
-from .peak import PeakBytes
-from .replay import edges_of, restore, snapshot
+from .replay import edges_of, restore
 from .schedule import Advance, Back, Free, Plan, Restore, Store, Tape
 from .shelf import Shelf
+from .step_bytes import Budget
+from .surroundings import Scene, Surroundings
 from .tally import Tally
 
-__all__ = ["PER_TENSOR", "Passage", "Walk", "measured_bytes", "steps_measured"]
+__all__ = ["Passage", "Walk"]
 
 # Steps of short stretches that are run at once: more would be no faster.
 MOST_TOGETHER = 4096
-# Of a tensor beside its numbers: the tensor, its storage, the node of the graph that made it.
-PER_TENSOR = 1000
-LOOKED_AT = 32  # steps, at least, to measure their bytes
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class _Taped:
-    """Steps that have run with their graph, until they are walked back: their losses, the leaves they began with, those
-    of their inputs with the piece and the step they belong to, and the state they ended in.
+class Taped:
+    """Steps that have run with their graph, until they are walked back: their losses, the state they ``began`` with and
+    its leaves that want a gradient, those of their inputs with the tensor and the step they belong to, and the state
+    they ended in.
     """
 
     loss: Tensor | None
+    began: Any
     start: list[Tensor]
     inputs: list[tuple[Tensor, Tensor, int]]
     end: Any
@@ -68,7 +70,8 @@ class _Taped:
 class Walk:
     """A walk over ``course``, forwards and back, that adds the gradient of its losses to ``tally``.
 
-    ``losses`` are those of the steps from ``new`` on. At the course's marks a ``Passage`` is kept.
+    ``losses`` are those of the steps from ``new`` on. At the course's marks a ``Passage`` is kept. ``replays`` says
+    that pieces draw the random numbers again that they have drawn before.
     """
 
     recurrence: Recurrence
@@ -78,37 +81,35 @@ class Walk:
     scale: float
     tally: Tally
     edges: Callable[[Piece, Any], Edges] = edges_of
+    replays: bool = True
     passed: dict[int, Passage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._resume: int | None = None  # the step at which the generators go on from where the walk found them
+        self._around = Surroundings(self.recurrence)
         self._upto = 0  # the step that no run has gone beyond
-        self._random = snapshot()  # the last one that was looked at
-        self._begun = self._ended = self._random
+        self.begun = self.ended = self._around.now()
+        # The step at which the generators go on from where the walk found them.
+        again = self.replays and any(piece.random for piece in self.course.pieces)
+        self._resume = self.new if again else None
 
-    @property
-    def ended(self) -> list[Tensor]:
-        """The generators' states after the last step that has run."""
-        return self._ended
+    def trial(self) -> Walk:
+        """A walk over the same steps whose gradient goes nowhere."""
+        return replace(self, tally=Tally(self.tally.parameters), passed={})
 
-    def within(self, budget: int, cuts: Sequence[int], state: Any) -> Any:
+    def within(self, budget: Budget, cuts: Sequence[int], state: Any) -> Any:
         """Add the gradient of all losses, with ``state`` before the first step and every row cut before the steps
         ``cuts`` (ascending); the state after the last step, without graph.
 
         Raises:
             ValueError: where so few bytes cannot work, with the smallest number that can.
         """
-        if any(piece.random for piece in self.course.pieces):
-            self._resume = self.new
         steps = self.course.steps
-        each = measured_bytes(self.recurrence, self.course, self.losses, state, self.tally)
         bounds = [0, *(cut for cut in cuts if cut), steps]
-        longest = max(end - begin for begin, end in zip(bounds[:-1], bounds[1:]))
-        plans = {longest: each.plan(longest, budget)}
-        room = min(MOST_TOGETHER, each.plan(steps, budget).length)
-        for begin, end in _together(bounds, room):
+        lengths = {end - begin for begin, end in zip(bounds[:-1], bounds[1:])} | {steps}
+        plans = {length: budget.plan(self, state, length) for length in lengths}
+        for begin, end in _together(bounds, min(MOST_TOGETHER, plans[steps].length)):
             if end - begin not in plans:
-                plans[end - begin] = each.plan(end - begin, budget)
+                plans[end - begin] = budget.plan(self, state, end - begin)
             state = self.stretch(begin, end, state, plans[end - begin])
         return state
 
@@ -117,63 +118,68 @@ class Walk:
         them, without graph.
         """
         bounds = [*range(begin, end, plan.length), end]
-        kept, random = Shelf(min(plan.slots, len(bounds) - 1)), {}
-        taped: dict[int, _Taped] = {}
+        kept, around = Shelf(min(plan.slots, len(bounds) - 1)), dict[int, Scene]()
+        taped: dict[int, Taped] = {}
         cotangents: list[Tensor | None] = []
-        met: dict[int, list[Tensor]] = {}  # the start of what was walked back through last, as it was the first time
+        met: dict[int, Any] = {}  # the start of what was walked back through last, as it was the first time
         first, final = state, None
         for action in plan.actions():
             match action:
                 case Store(i):
                     kept.put(i, state)
-                    random[i] = self._snapshot()
+                    around[i] = self._around.now()
                 case Free(i):
                     kept.free(i)
-                    del random[i]
+                    del around[i]
                 case Restore(i):
                     state = kept.get(i) if i else first  # the very tensors that may want a gradient
-                    restore(random[i])
+                    self._around.set(around[i])
                 case Advance(i, j):
                     for n in range(i, j):
                         state = self.advance(bounds[n], bounds[n + 1], state)
                 case Tape(i):
-                    taped[i] = self._tape(bounds[i], bounds[i + 1], state, inner=i > 0)
+                    taped[i] = self.tape(bounds[i], bounds[i + 1], state, inner=i > 0)
                     state = detach(taped[i].end)
                     if i + 2 == len(bounds):
                         final = state
                     if i + 1 in met:
                         _same_again(state, met[i + 1], bounds[i + 1])
                 case Back(i):
-                    met = {i: detach(taped[i].start)}
-                    cotangents = self._back(taped.pop(i), cotangents)
-        restore(self._ended)  # what was run again has set the generators back
+                    met = {i: detach(taped[i].began)}
+                    cotangents = self.back(taped.pop(i), cotangents)
+        if len(bounds) > 2:
+            self._around.set(self.ended)  # what was run again has set them back
         return final
 
     def advance(self, begin: int, end: int, state: Any) -> Any:
         """The state after the steps begin..end-1, without graph."""
-        with torch.no_grad(), self._again(begin):
+        with torch.no_grad():
             for first, _, part in self.course.parts(begin, end):
                 self._enter(first, state)
                 _, state = self.recurrence.run(part.inputs, state, self.edges(part, state))
         self._leave(end)
         return detach(state)
 
-    def _tape(self, begin: int, end: int, state: Any, inner: bool) -> _Taped:
+    def first_step(self, state: Any) -> Any:
+        """Outputs and state of the first step."""
+        _, _, part = next(self.course.parts(0, 1))
+        return self.recurrence.run(part.inputs, state, self.edges(part, state))
+
+    def tape(self, begin: int, end: int, state: Any, inner: bool) -> Taped:
         """Run steps with their graph. Where they lie ``inner`` in a stretch the gradient of their first state is
         wanted, at its start only that of a state that asks for it by itself.
         """
-        if inner:
-            state = _as_leaves(state)
+        state = began = _as_leaves(state) if inner else state
         start = [leaf for leaf in leaves(state) if inner and leaf.requires_grad]
         loss, inputs = None, []
-        with torch.enable_grad(), self._again(begin):
+        with torch.enable_grad():
             for first, last, part in self.course.parts(begin, end):
                 self._enter(first, state)
                 piece, into = self.course.given(first)
                 inputs += [
                     (laid, whole, into)
                     for laid, whole in zip(leaves(part.inputs), leaves(piece.inputs))
-                    if laid.requires_grad
+                    if laid.requires_grad and laid.is_leaf
                 ]
                 outputs, state = self.recurrence.run(part.inputs, state, self.edges(part, state))
                 at = max(first, self.new)
@@ -182,9 +188,9 @@ class Walk:
                     more = self.losses[at - self.new : last - self.new].sum(counted)
                     loss = more if loss is None else loss if more is None else loss + more
         self._leave(end)
-        return _Taped(loss, start, inputs, state)
+        return Taped(loss, began, start, inputs, state)
 
-    def _back(self, taped: _Taped, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def back(self, taped: Taped, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Walk back through steps; the cotangents of the state they began with, given those of the state they ended in
         (none for 0).
         """
@@ -197,73 +203,18 @@ class Walk:
                 self.tally.put(whole, at, grad)
         return found[: len(taped.start)]
 
-    def _again(self, begin: int) -> Any:
-        """What the model writes into its buffers is written by the first run over its steps."""
-        return keep_buffers(self.recurrence.model) if begin < self._upto else nullcontext()
-
     def _enter(self, step: int, state: Any) -> None:
         piece = self.course.at(step)
-        if piece is not None and piece.random:
+        if self.replays and piece is not None and piece.random:
             restore(piece.random)
         elif step == self._resume:
-            restore(self._begun)
+            restore(self.begun.random)
         if step in self.course.marks and step not in self.passed:
-            self.passed[step] = Passage(detach(state), self._snapshot())
+            self.passed[step] = Passage(detach(state), self._around.now().random)
 
     def _leave(self, step: int) -> None:
         if step > self._upto:
-            self._upto, self._ended = step, self._snapshot()
-
-    def _snapshot(self) -> list[Tensor]:
-        """The generators' states; the same tensors as the last time where nothing was drawn."""
-        now = snapshot()
-        if len(now) != len(self._random) or not all(map(torch.equal, now, self._random)):
-            self._random = now
-        return self._random
-
-
-def steps_measured(parameters: int, state: int) -> int:
-    """Steps that a course must have so that ``measured_bytes`` finds on it what it finds on any longer one, for so many
-    bytes of parameters and of a state.
-    """
-    return 8 * max(LOOKED_AT, 2 * parameters // max(1, state))
-
-
-def measured_bytes(
-    recurrence: Recurrence, course: Course, losses: Losses, state: Any, tally: Tally, inner: bool = True
-) -> StepBytes:
-    """What steps of a course take, counted over some of its first ones; ``losses`` are of its steps.
-
-    A peak is taken over some steps and over twice as many; what it grows by is a step's share. On few steps the
-    parameters' gradients would hide what the steps take, so as many are run as take several times their bytes.
-
-    Steps that do not lie ``inner`` in a stretch are all of it: nothing flows in from behind them, and none is wanted
-    of their first state, which takes less.
-    """
-    most = min(course.steps, len(losses.weights))
-
-    def peak(steps: int) -> int:
-        nonlocal held
-        with PeakBytes() as count:
-            walk = Walk(recurrence, course, losses, 0, 1.0, Tally(tally.parameters))
-            taped = walk._tape(0, steps, begun, inner)
-            walk._back(taped, [torch.ones_like(leaf) for leaf in leaves(taped.end) if inner and _flows(leaf)])
-        held = sum(leaf.nbytes for leaf in leaves(taped.end))
-        if walk._ended is not walk._begun:
-            held += sum(part.nbytes for part in walk._ended)
-        return count.peak + PER_TENSOR * count.tensors
-
-    held = 0
-    with keep_random(), keep_buffers(recurrence.model):
-        with torch.no_grad():  # what is found out about a model is found out here
-            _, begun = recurrence.run(*_first(course, state))
-        few = min(LOOKED_AT, max(1, most // 2))
-        each = peak(few) / few  # at least a step's share
-        weights = sum(parameter.nbytes for parameter in tally.parameters.values())
-        few = max(few, min(most // 8, 2 * weights // max(1, held)))
-        low, high = peak(few), peak(min(most, 2 * few))
-    step = max(1, -(-(high - low) // few)) if most > few else int(each)
-    return StepBytes(step, held, held + max(0, low - step * few))
+            self._upto, self.ended = step, self._around.now()
 
 
 def _together(bounds: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
@@ -277,11 +228,6 @@ def _together(bounds: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
     yield begin, upto
 
 
-def _first(course: Course, state: Any) -> tuple[Any, Any, Any]:
-    _, _, part = next(course.parts(0, 1))
-    return part.inputs, state, edges_of(part, state)
-
-
 def _flows(leaf: Tensor) -> bool:
     return leaf.is_floating_point() or leaf.is_complex()
 
@@ -290,19 +236,30 @@ def _as_leaves(state: Any) -> Any:
     return tree_map(lambda x: x.detach().requires_grad_() if _flows(x) else x, state)
 
 
-def _same_again(state: Any, before: list[Tensor], step: int) -> None:
-    """Raise where a model that ran again came to another state than before; rounding passes.
+def _same_again(state: Any, before: Any, step: int) -> None:
+    """Raise where a model that ran again came to another state than before.
+
+    Rounding passes, and what a recurrence may make of it over a segment: with a graph and without, layers of torch
+    round otherwise. Models that do not repeat themselves at all are found when bytes are measured.
 
     Raises:
         ValueError: naming the step.
     """
-    now = [leaf for leaf in leaves(state) if _flows(leaf)]
-    for ours, theirs in zip(now, before):
-        near = torch.finfo(ours.dtype).eps ** 0.25
-        size = theirs.abs().max() if theirs.numel() else 0
-        if not torch.allclose(ours, theirs, rtol=near, atol=float(near * size), equal_nan=True):
-            raise ValueError(
-                f"the model came to another state after step {step - 1} when its steps were run again: a budget of "
-                "memory needs a model that repeats itself; draw random numbers from torch's generators, keep nothing "
-                "between calls outside of the state, or use mode=cg.Reverse()"
-            )
+    ours, theirs = leaves(state), leaves(before)
+    if len(ours) != len(theirs) or not all(map(_near, ours, theirs)):
+        raise ValueError(
+            f"the model came to another state after step {step - 1} when its steps were run again: a budget of "
+            "memory needs a model that repeats itself; draw random numbers from torch's generators, keep nothing "
+            "between calls outside of the state, or use mode=cg.Reverse()"
+        )
+
+
+def _near(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.shape != theirs.shape or not _flows(ours):
+        return ours.shape == theirs.shape and torch.equal(ours, theirs)
+    finite = torch.isfinite(theirs)
+    if not torch.equal(finite, torch.isfinite(ours)):
+        return False
+    near = torch.finfo(ours.dtype).eps ** 0.25
+    size = float(theirs[finite].abs().max()) if bool(finite.any()) else 0.0
+    return torch.allclose(ours[finite], theirs[finite], rtol=near, atol=near * size)

@@ -24,6 +24,7 @@ class Tally:
         self.parameters = parameters
         self.extra = [leaf for leaf in leaves([inputs, state]) if leaf.requires_grad]
         self.total: Tensor | None = None
+        self.followed = False  # whether any loss had a graph
         self.grads: dict[str, Tensor] = {}
         self._extra: list[Tensor | None] = [None] * len(self.extra)
 
@@ -43,12 +44,9 @@ class Tally:
             scaled = loss * scale
             value = scaled.detach()
             self.total = value if self.total is None else self.total + value
-            if targets and not loss.requires_grad:
-                raise ValueError(
-                    "the loss depends on no trainable parameter: it, or the model's outputs, were detached or made of "
-                    "whole numbers; return a loss that autograd can follow, or freeze all parameters on purpose"
-                )
-            sources, cotangents = [scaled, *sources], [torch.ones_like(scaled), *cotangents]
+            if loss.requires_grad:
+                self.followed = True
+                sources, cotangents = [scaled, *sources], [torch.ones_like(scaled), *cotangents]
         if not targets or not sources:
             return [None] * len(wanted)
         found = torch.autograd.grad(sources, targets, cotangents, allow_unused=True)
@@ -61,6 +59,18 @@ class Tally:
                 before = self._extra[number]
                 self._extra[number] = grad if before is None else before + grad
         return list(found[known + len(self.extra) :])
+
+    def check(self) -> None:
+        """Raise where losses were added, gradients are asked for, and no loss had a graph.
+
+        Raises:
+            ValueError: in one line.
+        """
+        if self.total is not None and (self.parameters or self.extra) and not self.followed:
+            raise ValueError(
+                "the loss depends on no trainable parameter: it, or the model's outputs, were detached or made of "
+                "whole numbers; return a loss that autograd can follow, or freeze all parameters on purpose"
+            )
 
     def put(self, leaf: Tensor, at: int, grad: Tensor) -> None:
         """Add the gradient of some steps of one of the inputs, from its step ``at`` on, if it is asked for."""

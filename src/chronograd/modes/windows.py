@@ -29,8 +29,9 @@ from chronograd.recurrence.states import detach, tree_map
 
 from .course import Course
 from .losses import Losses
-from .recompute import Walk, measured_bytes
+from .recompute import Walk
 from .replay import device_of, edges_of, reset_gates
+from .step_bytes import Budget
 from .tally import Tally, saved_bytes
 
 __all__ = ["TILE_BYTES", "Reach", "between_cuts", "span_gradient", "spans_within", "visit_states"]
@@ -116,7 +117,7 @@ def spans_within(
     history: int,
     scale: float,
     tally: Tally,
-    budget: int,
+    budget: Budget,
 ) -> tuple[dict[int, Any], Any]:
     """The same within a budget of bytes, with ``state`` before the first step of ``course``: add the gradient of all
     spans (ascending); the states before the steps ``visits``, and the final one.
@@ -124,11 +125,11 @@ def spans_within(
     Raises:
         ValueError: where so few bytes cannot work, with the smallest number that can.
     """
-    each = measured_bytes(recurrence, course, losses, state, tally)
+    forward = Walk(recurrence, course, losses, history, scale, tally, cut_at_resets, replays=False)
+    each = budget.measure(forward, state)
     longest = max(span.last - span.start + 1 for span in spans)
-    plan = each.plan(longest, budget)
-    together = 1 if plan.advances else max(1, int((budget - each.fixed) // (longest * each.step + each.state)))
-    forward = Walk(recurrence, course, losses, history, scale, tally, cut_at_resets)
+    plan = each.plan(longest, budget.limit)
+    together = 1 if plan.advances else max(1, int((budget.limit - each.fixed) // (longest * each.step + each.state)))
     states: dict[int, Any] = {0: state}
     at = 0
 
@@ -151,9 +152,9 @@ def spans_within(
         if plan.advances:
             (span,) = tile
             new = losses[max(0, span.first - history) : span.last + 1 - history]
-            walk = Walk(recurrence, course, new, span.first, scale, tally, cut_at_resets)
+            walk = Walk(recurrence, course, new, span.first, scale, tally, cut_at_resets, replays=False)
             steps = span.last + 1 - span.start
-            walk.stretch(span.start, span.last + 1, found[span.start], each.plan(steps, budget))
+            walk.stretch(span.start, span.last + 1, found[span.start], each.plan(steps, budget.limit))
             continue
         low, high = tile[0].start, tile[-1].last + 1
         shifted = [Reach(span.start - low, span.first - low, span.last - low) for span in tile]
@@ -162,7 +163,7 @@ def spans_within(
             course.piece(low, high),
             {step - low: known for step, known in found.items()},
             shifted,
-            losses[max(0, low - history) : high - history],
+            losses[max(0, low - history) : high - history].in_memory(),
             max(0, history - low),
             scale,
             tally,

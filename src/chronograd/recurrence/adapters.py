@@ -27,7 +27,7 @@ from .layers import GRU, LSTM, RNN
 from .layout import Layout, own_layout, read_layout
 from .linear import DiagonalRNN, LinearRNN
 from .pieces import run_pieces
-from .quiet import keep_buffers, keep_random, quiet, settled
+from .quiet import buffers_of, keep_buffers, keep_random, quiet, settled
 from .recurrent import Recurrent
 from .sequence import Engine
 from .states import RowDims, check_state, detach, find_row_dims, leaves, tree_map
@@ -189,6 +189,22 @@ class Recurrence:
             before = torch.get_rng_state()
             self._answer(self._few(2), None)
             return not torch.equal(before, torch.get_rng_state())
+
+    @cached_property
+    def written(self) -> list[tuple[nn.Module, str]]:
+        """The buffers that the model writes when it runs, or puts others in the places of, seen on four steps."""
+        places = buffers_of(self.model)
+        if not places:
+            return []
+        with quiet(self.model), self._looking():
+            held = [module._buffers[name] for module, name in places]
+            before = [(buffer, None if buffer is None else buffer._version) for buffer in held]
+            few = self._few(2)
+            self._answer(few, self._answer(few, None)[1])
+            after = [(found, None if found is None else found._version) for found in (m._buffers[n] for m, n in places)]
+            return [
+                place for place, (old, was), (new, now) in zip(places, before, after) if new is not old or now != was
+            ]
 
     @cached_property
     def dims(self) -> RowDims:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["keep_buffers", "keep_random", "quiet", "settled"]
+__all__ = ["buffers_of", "keep_buffers", "keep_random", "quiet", "settled"]
 
 
 @contextmanager
@@ -24,15 +24,22 @@ def keep_random() -> Iterator[None]:
             torch.cuda.set_rng_state(device, number)
 
 
+def buffers_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where a model keeps buffers: each module and name once."""
+    return [(module, name) for module in model.modules() for name, held in module._buffers.items() if held is not None]
+
+
 @contextmanager
 def keep_buffers(model: nn.Module) -> Iterator[None]:
-    """Undo what the model writes into its buffers (running statistics, counters)."""
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """Undo what the model writes into its buffers (running statistics, counters), or puts in their places."""
+    places = buffers_of(model)
+    saved = [(buffer, buffer.clone()) for module, name in places if (buffer := module._buffers[name]) is not None]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in saved:
+            for (module, name), (buffer, value) in zip(places, saved):
+                module._buffers[name] = buffer
                 # What did not change stays untouched, and so fit for a backward pass.
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
