@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "chronograd"
 
 # From the ground up. A name is a folder or a file of the package; names on one floor do not import one another.
 FLOORS = (
-    ("files",),
+    ("chunk_register", "files"),
+    ("sources",),
     ("kernels", "streamed", "style", "truncation"),
     ("recurrence",),
     ("carry", "estimate"),

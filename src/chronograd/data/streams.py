@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chronograd.streamed import Streamed, drop_pages
+from chronograd.sources import drop_pages
+from chronograd.streamed import Streamed
 
 __all__ = ["Chunk", "ChunkStream", "split_tokens"]
 
