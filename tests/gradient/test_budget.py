@@ -278,18 +278,18 @@ def test_buffers_are_written_once(monkeypatch):
 
 
 class Forgetful(Written):
-    """A cell that computes something else each time it is called."""
+    """A cell that computes something else each time it is called, after it has been called often."""
 
     def forward(self, x, h):
         self.calls = getattr(self, "calls", 0) + 1
-        return self.inner(x, h) * (1 + 0.1 * self.calls)
+        return self.inner(x, h) * (1 + 0.1 * max(0, self.calls - 100))
 
 
 def test_a_cell_that_does_not_repeat_itself_is_refused(monkeypatch):
     monkeypatch.setattr(StepBytes, "plan", in_fours)
     x, y = data(31)
     model = cg.Recurrent(Forgetful(), torch.nn.Linear(3, 2).double())
-    with pytest.raises(ValueError, match=r"another state after step 27 when its steps were run again"):
+    with pytest.raises(ValueError, match=r"another state after step \d+ when its steps were run again"):
         cg.value_and_grad(model, loss_fn, x, y, mode=cg.Reverse("1GB"))
 
 
