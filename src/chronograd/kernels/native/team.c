@@ -4,7 +4,7 @@
    and nothing is linked. Without them everything runs on the caller's thread.
 
    Where other work wants the cores too, a thread that lost its core holds up all others, at worst in every step. A team
-   that has waited too long therefore parts: its first thread goes on alone, until the next block of time. */
+   that does little but wait therefore parts: its first thread goes on alone, until the next block of time. */
 #if !defined(_WIN32)
 #define _POSIX_C_SOURCE 200809L
 #include <sched.h>
@@ -30,7 +30,7 @@ void chronograd_use_threads(void *parallel, void *thread_num, void *num_threads)
 #define MOST 64 /* threads that can meet */
 #define SPINS 2000 /* turns of a waiting loop before others may have the core: some 30 microseconds */
 #ifndef PATIENCE
-#define PATIENCE 1000 /* microseconds of waiting beyond that before a team parts */
+#define PATIENCE 1000 /* microseconds of waiting beyond that before a team may part */
 #endif
 
 /* Each thread announces the count of its meetings on a cache line of its own. */
@@ -41,12 +41,19 @@ typedef struct {
 typedef struct {
     void (*work)(void *, int, int);
     void *argument;
+    double begun;        /* seconds */
     atomic_uint waited;  /* microseconds, all threads */
     atomic_uint parting; /* the meeting after which the first thread is alone; 0: none */
     Flag flags[MOST];
 } Region;
 
 static _Thread_local Region *current;
+
+static double seconds(void) {
+    struct timespec now;
+    timespec_get(&now, TIME_UTC);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
 
 static void enter(void *data) {
     Region *region = data, *outer = current;
@@ -64,6 +71,7 @@ void chronograd_team(int64_t threads, void (*work)(void *, int, int), void *argu
     Region region;
     region.work = work;
     region.argument = argument;
+    region.begun = seconds();
     atomic_init(&region.waited, 0);
     atomic_init(&region.parting, 0);
     for (int id = 0; id < (int)threads; id++) atomic_init(&region.flags[id].count, 0);
@@ -76,12 +84,6 @@ static inline void pause_a_little(void) {
 #elif defined(__aarch64__)
     __asm__ __volatile__("yield");
 #endif
-}
-
-static double seconds(void) {
-    struct timespec now;
-    timespec_get(&now, TIME_UTC);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 static int behind(const Flag *flag, unsigned meeting) {
@@ -119,13 +121,18 @@ void chronograd_meet(int id, int team) {
     if (team > 1) meet(current, id, team);
 }
 
+/* Whether the threads have waited for most of the time. Long steps that end a little apart add up too, but to little. */
+static int waits_only(Region *region) {
+    const unsigned waited = atomic_load_explicit(&region->waited, memory_order_relaxed);
+    return waited >= PATIENCE && 2e-6 * waited >= (seconds() - region->begun) * (PATIENCE > 0);
+}
+
 int chronograd_meet_or_part(int id, int team) {
     Region *region = current;
     const unsigned next = atomic_load_explicit(&region->flags[id].count, memory_order_relaxed) + 1;
     /* Said before the meeting that it takes effect after, and with its number: one who is late to leave the last
        meeting reads it too early. */
-    if (id == 0 && !atomic_load_explicit(&region->parting, memory_order_relaxed) &&
-        atomic_load_explicit(&region->waited, memory_order_relaxed) >= PATIENCE)
+    if (id == 0 && !atomic_load_explicit(&region->parting, memory_order_relaxed) && waits_only(region))
         atomic_store_explicit(&region->parting, next, memory_order_relaxed);
     meet(region, id, team);
     const unsigned parting = atomic_load_explicit(&region->parting, memory_order_relaxed);
