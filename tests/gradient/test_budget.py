@@ -328,6 +328,11 @@ def test_a_budget_that_cannot_work_names_the_smallest_that_can():
     near(found.grads, expected.grads)
 
 
+def test_a_budget_that_just_fits_long_segments_is_better_spent_on_states():
+    plan = StepBytes(step=1000, state=100, fixed=0).plan(100_000, 32 * 1000 + 100)
+    assert plan.nbytes <= 32_100 and plan.runs < 5
+
+
 def test_half_of_what_is_free(monkeypatch):
     from chronograd.modes import reverse
 

@@ -14,6 +14,7 @@ __all__ = ["StepBytes", "free_bytes", "parse_bytes", "show_bytes", "spell_bytes"
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 LEAST = 32  # steps of a segment below which calls weigh more than steps
+MANY = 4.0  # runs of a step that outweigh the calls of short segments
 IN_CACHE = 8 * 2**20  # bytes of stored steps beyond which more at once are no faster
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", re.IGNORECASE)
 
@@ -36,7 +37,12 @@ class StepBytes:
         """
         try:
             most = max(LEAST, IN_CACHE // self.step)
-            return best_plan(steps, budget, self.state, self.step, self.fixed, LEAST, most)
+            plan = best_plan(steps, budget, self.state, self.step, self.fixed, LEAST, most)
+            if plan.runs > MANY:  # then room for states is worth more than long segments
+                plan = min(
+                    plan, best_plan(steps, budget, self.state, self.step, self.fixed), key=lambda plan: plan.runs
+                )
+            return plan
         except BudgetTooSmall as error:
             raise ValueError(
                 f"a budget of {show_bytes(budget)} cannot work: one stored step takes {show_bytes(self.step)}, a state "
