@@ -36,7 +36,8 @@ class StepBytes:
             ValueError: where there is none, with the smallest budget that can work.
         """
         try:
-            most = max(LEAST, IN_CACHE // self.step)
+            # An allocator may hold twice what is alive; small budgets leave it room.
+            most = max(LEAST, min(IN_CACHE, budget // 4) // self.step)
             plan = best_plan(steps, budget, self.state, self.step, self.fixed, LEAST, most)
             if plan.runs > MANY:  # then room for states is worth more than long segments
                 plan = min(
