@@ -200,7 +200,8 @@ def _windows(
 ) -> tuple[Carry, LagStatistics | None]:
     """Add the gradient of a plan's windows; the carry after it, and what was measured of the last window's lags."""
     segment = stretch.carry.segment
-    steps = sum(piece.steps for piece in segment.pieces) + stretch.piece.steps
+    pieces = [*segment.pieces, stretch.piece]
+    steps = sum(piece.steps for piece in pieces)
     # After a cut of the carry, a window reaches no further than to the cut.
     spans = [
         Reach(max(0, span.start - segment.start), span.first - segment.start, span.last - segment.start)
@@ -217,13 +218,14 @@ def _windows(
         carry, states = _windows_within(run, stretch, spans, visits, keep, since, run.budget)
     else:
         whole = _whole(stretch)
+        pieces = [whole]
         visits = [visit for visit in [*(span.start for span in spans), *starts, keep] if visit < steps]
         states, final = visit_states(run.recurrence, whole, segment.state, visits)
         carry = _spanned(run, stretch, whole, spans, keep, since, states, final)
     if measure is None or not sampled:
         return carry, None
     low = min(starts)
-    looked_at = Course([*segment.pieces, stretch.piece]).piece(low, steps)
+    looked_at = Course(pieces).piece(low, steps)
     states = {step - low: state for step, state in states.items()}
     return carry, _measure(run, looked_at, states, [step - low for step in sampled], measure.depth)
 

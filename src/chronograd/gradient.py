@@ -26,7 +26,7 @@ from .modes.step_bytes import Budget
 from .modes.tally import Tally
 from .recurrence.adapters import Recurrence, adapt
 from .recurrence.contract import explain_failure
-from .recurrence.states import detach, leaves, tree_map
+from .recurrence.states import as_leaves, detach, leaves, tree_map
 from .stretch import Stretch, explain_not_finite, lay_losses, lay_stretch
 from .support import refuse
 from .truncation import Full, GatePlan, Truncation
@@ -125,7 +125,7 @@ def value_and_grad(
                 "wrt_inputs asks for a gradient as long as the inputs, which are streamed because they are long; give "
                 "the inputs as a tensor, or leave wrt_inputs out"
             )
-        segment = replace(segment, state=_as_leaves(segment.state), pieces=tuple(map(_with_leaves, segment.pieces)))
+        segment = replace(segment, state=as_leaves(segment.state), pieces=tuple(map(_with_leaves, segment.pieces)))
         stretch = replace(stretch, carry=replace(stretch.carry, segment=segment), piece=_with_leaves(stretch.piece))
     past = [piece.inputs for piece in segment.pieces]
     tally = Tally(parameters, [past, stretch.piece.inputs], segment.state)
@@ -257,15 +257,8 @@ def _finite(tensors: list[Tensor]) -> bool:
     return all(cmath.isfinite(x.detach().sum().item()) for x in tensors if x.is_floating_point() or x.is_complex())
 
 
-def _as_leaves(tree: Any) -> Any:
-    def leaf(x: Tensor) -> Tensor:
-        return x.detach().requires_grad_() if x.is_floating_point() or x.is_complex() else x
-
-    return tree_map(leaf, tree)
-
-
 def _with_leaves(piece: Piece) -> Piece:
-    return replace(piece, inputs=_as_leaves(piece.inputs))
+    return replace(piece, inputs=as_leaves(piece.inputs))
 
 
 def _sealed(carry: Carry) -> Carry:

@@ -27,7 +27,7 @@ from torch import Tensor
 from chronograd.carry import Piece
 from chronograd.kernels import Edges
 from chronograd.recurrence.adapters import Recurrence
-from chronograd.recurrence.states import detach, leaves, tree_map
+from chronograd.recurrence.states import as_leaves, detach, flows, leaves, tree_map
 
 from .course import Course
 from .losses import Losses
@@ -169,7 +169,7 @@ class Walk:
         """Run steps with their graph. Where they lie ``inner`` in a stretch the gradient of their first state is
         wanted, at its start only that of a state that asks for it by itself.
         """
-        state = began = _as_leaves(state) if inner else state
+        state = began = as_leaves(state) if inner else state
         start = [leaf for leaf in leaves(state) if inner and leaf.requires_grad]
         loss, inputs = None, []
         with torch.enable_grad():
@@ -194,7 +194,7 @@ class Walk:
         """Walk back through steps; the cotangents of the state they began with, given those of the state they ended in
         (none for 0).
         """
-        ends = [leaf for leaf in leaves(taped.end) if _flows(leaf)]
+        ends = [leaf for leaf in leaves(taped.end) if flows(leaf)]
         flowing = [(end, flow) for end, flow in zip(ends, cotangents) if flow is not None and end.requires_grad]
         wanted = [*taped.start, *(laid for laid, _, _ in taped.inputs)]
         found = self.tally.add(taped.loss, self.scale, flowing, wanted)
@@ -228,14 +228,6 @@ def _together(bounds: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
     yield begin, upto
 
 
-def _flows(leaf: Tensor) -> bool:
-    return leaf.is_floating_point() or leaf.is_complex()
-
-
-def _as_leaves(state: Any) -> Any:
-    return tree_map(lambda x: x.detach().requires_grad_() if _flows(x) else x, state)
-
-
 def _same_again(state: Any, before: Any, step: int) -> None:
     """Raise where a model that ran again came to another state than before.
 
@@ -255,7 +247,7 @@ def _same_again(state: Any, before: Any, step: int) -> None:
 
 
 def _near(ours: Tensor, theirs: Tensor) -> bool:
-    if ours.shape != theirs.shape or not _flows(ours):
+    if ours.shape != theirs.shape or not flows(ours):
         return ours.shape == theirs.shape and torch.equal(ours, theirs)
     finite = torch.isfinite(theirs)
     if not torch.equal(finite, torch.isfinite(ours)):

@@ -140,6 +140,8 @@ def streams(tree: Any) -> list[Streamed]:
         return [tree]
     if tree is None or isinstance(tree, Tensor):
         return []
+    if type(tree) in (tuple, list):  # by hand, as in ``leaves``: every call asks
+        return [stream for part in tree for stream in streams(part)]
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Streamed)]
 
 

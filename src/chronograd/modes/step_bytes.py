@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from chronograd.recurrence.quiet import keep_buffers, keep_random
-from chronograd.recurrence.states import leaves
+from chronograd.recurrence.states import flows, leaves
 
 from .budget import StepBytes
 from .peak import PeakBytes
@@ -80,7 +80,7 @@ def measured_bytes(walk: Walk, state: Any, inner: bool = True, limit: int | None
         with PeakBytes() as count:
             trial = walk.trial()
             taped = trial.tape(at, at + steps, begun, inner)
-            trial.back(taped, [torch.ones_like(leaf) for leaf in leaves(taped.end) if inner and _flows(leaf)])
+            trial.back(taped, [torch.ones_like(leaf) for leaf in leaves(taped.end) if inner and flows(leaf)])
         held = sum(leaf.nbytes for leaf in leaves(taped.end))
         if trial.ended is not trial.begun:
             held += trial.ended.nbytes
@@ -122,14 +122,10 @@ def _begun(walk: Walk, state: Any) -> Any:
 
 def _alike(ours: Tensor, theirs: Tensor) -> bool:
     """Equal but for rounding."""
-    if not _flows(ours):
+    if not flows(ours):
         return torch.equal(ours, theirs)
     finite = theirs[torch.isfinite(theirs)].abs()
     slack = 100 * torch.finfo(ours.dtype).eps
     return torch.allclose(
         ours, theirs, rtol=slack, atol=slack * float(finite.max()) if finite.numel() else 0, equal_nan=True
     )
-
-
-def _flows(leaf: Tensor) -> bool:
-    return leaf.is_floating_point() or leaf.is_complex()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["RowDims", "check_state", "detach", "find_row_dims", "gate", "leaves", "tree_map"]
+__all__ = ["RowDims", "as_leaves", "check_state", "detach", "find_row_dims", "flows", "gate", "leaves", "tree_map"]
 
 Tree = Any
 
@@ -54,6 +54,16 @@ def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 def detach(tree: Tree) -> Tree:
     """The same values without their graph."""
     return tree_map(Tensor.detach, tree)
+
+
+def flows(leaf: Tensor) -> bool:
+    """Whether a gradient can flow into a tensor: floating-point and complex numbers."""
+    return leaf.is_floating_point() or leaf.is_complex()
+
+
+def as_leaves(tree: Tree) -> Tree:
+    """The same values as leaves of a new graph, those that a gradient can flow into."""
+    return tree_map(lambda x: x.detach().requires_grad_() if flows(x) else x, tree)
 
 
 def check_state(state: Tree, what: str = "the model's state") -> None:
