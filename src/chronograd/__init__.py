@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .gradient import unroll as unroll
     from .gradient import value_and_grad as value_and_grad
     from .measure.compare import compare as compare
+    from .modes import RTRL as RTRL
     from .modes import Reverse as Reverse
     from .modes import Scan as Scan
     from .recurrence.check import check_model as check_model
@@ -44,6 +45,7 @@ _HOMES = {
     "LSTM": "recurrence.layers",
     "LinearRNN": "recurrence.linear",
     "RNN": "recurrence.layers",
+    "RTRL": "modes",
     "RandomTruncation": "truncation",
     "Recurrent": "recurrence.recurrent",
     "Reverse": "modes",

@@ -1,8 +1,9 @@
 """How the kept terms are added up."""
 
 from .base import Mode
+from .forward.rtrl import RTRL
 from .grammar import parse
 from .reverse import Reverse
 from .scan.mode import Scan
 
-__all__ = ["Mode", "Reverse", "Scan", "parse"]
+__all__ = ["RTRL", "Mode", "Reverse", "Scan", "parse"]

@@ -191,6 +191,21 @@ class Recurrence:
             return not torch.equal(before, torch.get_rng_state())
 
     @cached_property
+    def reaching(self) -> list[str]:
+        """The trainable parameters that the next state depends on, by name; seen on two steps from ``state=None``."""
+        named = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        few = self._few(1)
+        with keep_random(), keep_buffers(self.model), self._looking(), torch.enable_grad():
+            begun = self._answer(few, None)[1]
+            states = [begun, self._answer(few, detach(begun))[1]]
+            made = [x for x in leaves(states) if x.requires_grad]
+            sums = [(torch.view_as_real(x) if x.is_complex() else x).sum() for x in made]
+            if not named or not sums:
+                return []
+            found = torch.autograd.grad(sums, list(named.values()), allow_unused=True)
+        return [name for name, grad in zip(named, found) if grad is not None]
+
+    @cached_property
     def written(self) -> list[tuple[nn.Module, str]]:
         """The buffers that the model writes when it runs, or puts others in the places of, seen on four steps."""
         places = buffers_of(self.model)
