@@ -27,7 +27,7 @@ from chronograd.modes.replay import device_of
 from chronograd.recurrence.states import as_leaves, detach, flows, leaves, tree_map
 
 from .linearize import Linearizer, flat_state
-from .onward import Onward, Parameters, check_shapes, refuse_bytes, refuse_draws
+from .onward import Onward, Parameters, check_shapes, reaching, refuse_bytes, refuse_draws
 
 __all__ = ["JointWalk", "Rule", "Step"]
 
@@ -70,8 +70,7 @@ class JointWalk:
     def __init__(self, mode: Any, rule: Rule, onward: Onward, section: dict[str, Any]) -> None:
         self.mode, self.rule, self.onward = mode, rule, onward
         refuse_draws(mode, onward.recurrence)
-        reaching = onward.recurrence.reaching
-        self.parameters = Parameters({name: onward.tally.parameters[name] for name in reaching})
+        self.parameters = Parameters(reaching(onward))
         self.linearize = Linearizer(onward.recurrence, self.parameters)
         self.influence: Influence | None = section.get("influence")
 

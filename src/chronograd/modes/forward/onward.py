@@ -15,8 +15,11 @@ from chronograd.carry import Piece
 from chronograd.modes.losses import Losses
 from chronograd.modes.tally import Tally
 from chronograd.recurrence.adapters import Recurrence
+from chronograd.recurrence.contract import check_pair
+from chronograd.recurrence.quiet import keep_buffers, keep_random
+from chronograd.recurrence.states import detach, leaves
 
-__all__ = ["Onward", "Parameters", "Walk", "check_shapes", "refuse_bytes", "refuse_draws"]
+__all__ = ["Onward", "Parameters", "Walk", "check_shapes", "reaching", "refuse_bytes", "refuse_draws"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,21 @@ class Parameters:
             else:
                 flat.append((torch.view_as_real(part) if part.is_complex() else part).reshape(*lead, size))
         return torch.cat(flat, -1)
+
+
+def reaching(onward: Onward) -> dict[str, Tensor]:
+    """The trainable parameters that the next state depends on, by name; seen on two steps from ``state=None``."""
+    recurrence, named = onward.recurrence, onward.tally.parameters
+    few = recurrence.few(1)
+    with keep_random(), keep_buffers(recurrence.model), torch.enable_grad():
+        begun = check_pair(recurrence.call(few, None))[1]
+        states = [begun, check_pair(recurrence.call(few, detach(begun)))[1]]
+        made = [x for x in leaves(states) if x.requires_grad]
+        sums = [(torch.view_as_real(x) if x.is_complex() else x).sum() for x in made]
+        if not named or not sums:
+            return {}
+        found = torch.autograd.grad(sums, list(named.values()), allow_unused=True)
+    return {name: named[name] for name, grad in zip(named, found) if grad is not None}
 
 
 def refuse_draws(mode: Any, recurrence: Recurrence) -> None:

@@ -73,8 +73,13 @@ class RTRL(Forward):
         self.check_limit()
 
     def walk(self, onward: Any, section: dict[str, Any]) -> Any:
+        from .blocks import BlockWalk
         from .joint import JointWalk
+        from .layer import find_stack
 
+        stack = find_stack(onward)
+        if stack is not None and not stack.cell.element_wise:
+            return BlockWalk(self, stack, onward, section)
         return JointWalk(self, _Whole(), onward, section)
 
 
