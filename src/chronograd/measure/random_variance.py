@@ -176,7 +176,9 @@ def _stationary(A: Tensor, v: Tensor, truncation: RandomTruncation) -> Influence
     later = A @ mean
     # Cov = (1/p - 1) A m (A m)^T + (1/p) A Cov A^T: no second moment, whose digits would cancel.
     covariance, power = (1 / keep - 1) * torch.outer(later, later), A / math.sqrt(keep)
-    while float(power.abs().max()) > 1e-30:
+    for _ in range(64):  # each doubles the steps
+        if float(power.abs().max()) < 1e-30:
+            break
         covariance, power = covariance + power @ covariance @ power.T, power @ power
     return InfluenceMoments(mean, covariance)
 
