@@ -100,15 +100,15 @@ def value_and_grad(
 
     References: Werbos 1990 (BPTT); Williams and Peng 1990 (truncation); Tallec and Ollivier 2017 (random truncation).
     """
-    limit, online = (mode.budget(_device_of(model)), mode.online) if isinstance(mode, Mode) else (None, False)
-    if limit is None and not online:  # everything is stored anyway
+    limit, walks = (mode.budget(_device_of(model)), mode.walks) if isinstance(mode, Mode) else (None, False)
+    if limit is None and not walks:  # everything is stored anyway
         inputs, targets = in_memory(inputs), in_memory(targets)
     elif any(leaf.grad_fn is not None for leaf in leaves([inputs, targets])):
         raise ValueError(
             f"inputs or targets carry an autograd graph, through which mode {mode} would go once for every part: "
             "move what makes them into the model, detach them, or use mode=cg.Reverse()"
         )
-    if wrt_inputs and online:
+    if wrt_inputs and walks:
         raise ValueError(
             f"wrt_inputs with mode {mode}: what later losses owe to an input is not known when it is met; leave "
             "wrt_inputs out, or use mode=cg.Reverse()"
@@ -138,7 +138,7 @@ def value_and_grad(
     tally = Tally(parameters, [past, stretch.piece.inputs], segment.state)
     run = Run(recurrence, losses, 1 / weight if weight else 0.0, tally, None if limit is None else Budget(limit))
     with torch.enable_grad(), explain_failure(model, recurrence.call, sample, stretch.carry.state):
-        if mode.online:
+        if mode.walks:
             carry = advance_forward(run, stretch, truncation, mode)
         else:
             carry = (advance_gated if truncation.primitive == "gates" else advance_spanned)(run, stretch, truncation)
@@ -146,8 +146,8 @@ def value_and_grad(
     gradient = _result(
         tally, weight, stretch.piece, past, segment if wrt_inputs and segment.start == 0 else None, wrt_inputs
     )
-    if recurrence.engine is not None:
-        gradient = replace(gradient, how=tuple(recurrence.engine.ways))
+    if ways := [*run.ways, *(() if recurrence.engine is None else recurrence.engine.ways)]:
+        gradient = replace(gradient, how=tuple(ways))
     data = [stretch.piece.inputs, losses.targets]  # less to read than the gradients, and finite nearly always
     if (streams(data) or not _finite(leaves(data))) and not _finite([gradient.loss, *gradient.grads.values()]):
         explain_not_finite(stretch.piece, losses)

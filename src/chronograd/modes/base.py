@@ -13,13 +13,14 @@ class Mode(ABC):
     """A way to add up the kept terms: a frozen dataclass of plain numbers.
 
     ``exact`` says that the mode adds nothing to the truncation's own error, ``unbiased`` that it adds nothing to it in
-    the mean over its draws, ``random`` that it draws, ``online`` that it walks forward with the data: what it knows of
-    the past is handed on in the carry, and no step is run again.
+    the mean over its draws, ``random`` that it draws. ``walks`` says that it walks forward: what it knows of the past
+    is handed on in the carry, and no step is run again; ``online``, that it can do so one step at a time.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool]
     online: ClassVar[bool]
+    walks: ClassVar[bool] = False
     random: ClassVar[bool] = False
 
     @property

@@ -7,7 +7,10 @@ from typing import Any
 
 from .base import Mode
 from .forward.base import Forward, read_words
+from .forward.eprop import EProp
+from .forward.rflo import RFLO
 from .forward.rtrl import RTRL
+from .forward.snap import SnAp
 from .reverse import Reverse
 from .scan.mode import Scan, parse_scan
 
@@ -16,7 +19,7 @@ __all__ = ["GRAMMAR", "parse"]
 GRAMMAR = (
     "reverse, reverse:SIZE (as in 256MB), reverse:auto, "
     "scan[:newton|quasi|loop][,always][,ITERATIONS][,TOLERANCE][,SIZE] "
-    "or rtrl[:SIZE]"
+    "rtrl[:SIZE], snap[:N][,SIZE], rflo[:SIZE] or eprop[:partial|total][,SIZE]"
 )
 
 
@@ -43,6 +46,12 @@ def parse(text: str) -> Mode:
                 return parse_scan(words) if words else Scan()
             case "rtrl", _:
                 return _forward(RTRL, words)
+            case "rflo", _:
+                return _forward(RFLO, words)
+            case "snap", _:
+                return _forward(SnAp, words or ["1"], int)
+            case "eprop", _:
+                return _forward(EProp, words, str)
     except ValueError as error:
         raise ValueError(f"mode {text!r}: {error}") from None
     raise ValueError(f"mode {text!r} is not understood; write {GRAMMAR}")

@@ -16,6 +16,7 @@ class Forward(Mode):
 
     limit: int
     online = True
+    walks = True
     instead: ClassVar[str] = "mode=cg.UORO(), mode=cg.SnAp(1) or mode=cg.Reverse()"
 
     @property

@@ -36,6 +36,8 @@ LONGEST = 256
 class BlockWalk:
     """Walks forward over blocks; see the module's text."""
 
+    ways: tuple[Any, ...] = ()
+
     def __init__(self, mode: Any, stack: Stack, onward: Onward, section: dict[str, Any]) -> None:
         self.mode, self.stack, self.onward = mode, stack, onward
         refuse_draws(mode, onward.recurrence)
@@ -141,7 +143,8 @@ def _walks_back(stack: Stack, layers: tuple[Layer, ...], edges: Edges) -> list[_
             through = (cell.product_back(product[t], layer.weight, past[0]), *past[1:])
             delta = _cross(edges, gated, t, count, delta, through, product[t], drive[t])  # pyright: ignore
         phi = torch.stack(delta, 1).view(rows, count, count)
-        found.insert(0, _Walk(*(part.view(steps, rows, count, across) for part in (product, drive)), phi))
+        shape = (steps, rows, count, across)
+        found.insert(0, _Walk(product.view(shape), drive.view(shape), phi))
         above = drive @ layer.weight_ih
     return found
 

@@ -36,11 +36,12 @@ Influence = dict[str, Tensor]  # each (B, ...)
 
 @dataclass(frozen=True)
 class Step:
-    """A linearised step of R rows: J (R, S, S), gates on it, None where the rows begin; I (R, S, P); position and row
-    ids for what a rule draws.
+    """A linearised step of R rows: J (R, S, S) with the gates (R,) on it, None both where the rows begin; I (R, S, P);
+    position and row ids for what a rule draws.
     """
 
     jacobian: Tensor | None
+    gates: Tensor | None
     immediate: Tensor
     position: int
     rows: Tensor
@@ -48,6 +49,14 @@ class Step:
 
 class Rule(Protocol):
     """How an influence is carried along, and what it says about a gradient."""
+
+    def look(self, linearize: Linearizer, inputs: Any, state: Any) -> None:
+        """Look at the model where a stream begins."""
+        ...
+
+    def section(self) -> dict[str, Any]:
+        """What the rule hands on beside the influence."""
+        ...
 
     def shapes(self, units: int, parameters: int) -> dict[str, tuple[int, ...]]:
         """What it keeps for each row."""
@@ -66,6 +75,7 @@ class JointWalk:
     """Walks forward step by step; see the module's text."""
 
     block = 256
+    ways: tuple[Any, ...] = ()
 
     def __init__(self, mode: Any, rule: Rule, onward: Onward, section: dict[str, Any]) -> None:
         self.mode, self.rule, self.onward = mode, rule, onward
@@ -75,7 +85,7 @@ class JointWalk:
         self.influence: Influence | None = section.get("influence")
 
     def section(self) -> dict[str, Any]:
-        return {} if self.influence is None else {"influence": self.influence}
+        return {} if self.influence is None else {"influence": self.influence, **self.rule.section()}
 
     def through(self, piece: Piece, state: Any, losses: Losses, position: int) -> Any:
         """Take the steps of a piece one by one."""
@@ -125,11 +135,14 @@ class JointWalk:
         del outputs, loss
         after = detach(after)
         gates = None if before is None else piece.gates[t, rows].to(device_of(piece))
-        units = flat_state(leaves(after), recurrence.dims.dims)
-        self._make(units)
+        fresh = self.influence is None
+        self._make(flat_state(leaves(after), recurrence.dims.dims))
+        if fresh:
+            self.rule.look(self.linearize, inputs, after)
         jacobian, immediate = self.linearize(inputs, before)
         if jacobian is not None and gates is not None:
-            xi = gates.to(jacobian).reshape(-1, 1, 1)
+            gates = gates.to(jacobian)
+            xi = gates.reshape(-1, 1, 1)
             jacobian = torch.where(xi == 0, 0, jacobian * xi)
         held = self._held(rows, begins=before is None)
         if gates is not None and any(part is not None for part in direct):
@@ -137,7 +150,7 @@ class JointWalk:
             dims = [dim for leaf, dim in zip(leaves(before), recurrence.dims.dims) if flows(leaf)]
             past = flat_state(parts, tuple(dims)) * gates.to(immediate).unsqueeze(1)
             self.onward.tally.add_found(parameters.split(self.rule.pull(past, held)))
-        step = Step(jacobian, immediate, position, self.onward.rows[rows])
+        step = Step(jacobian, gates, immediate, position, self.onward.rows[rows])
         held = self.rule.advance(held, step)
         if (q := cotangent.flat(len(rows), recurrence)) is not None:
             self.onward.tally.add_found(parameters.split(self.rule.pull(q.to(immediate), held)))

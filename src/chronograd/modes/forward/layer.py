@@ -24,7 +24,7 @@ from chronograd.recurrence.sequence import LayerWeights, Path, Sequential, run_l
 
 from .onward import Onward
 
-__all__ = ["Block", "Entry", "Stack", "find_stack", "watched"]
+__all__ = ["Block", "Entry", "Stack", "cell_factors", "dense", "find_stack", "made_of_layers", "watched"]
 
 State = tuple[Tensor, ...]
 
@@ -87,11 +87,27 @@ class _Watch(Sequential):
         return path
 
 
+def made_of_layers(onward: Onward) -> bool:
+    """Whether a model's state is that of built-in layers and nothing else, however many."""
+    layout = onward.recurrence.layout
+    return layout is not None and layout.origins <= {"own", "torch", "lstm"}
+
+
+def dense(onward: Onward) -> bool:
+    """Whether a model is one stack of layers whose recurrent weights hold no zeros: two steps reach all units."""
+    stack = find_stack(onward)
+    if stack is None or stack.cell.element_wise:
+        return False
+    watch = _Watch()
+    with keep_random(), keep_buffers(onward.recurrence.model), torch.no_grad(), GatedForward(Edges(), None, watch):
+        onward.recurrence.call(onward.recurrence.few(1), None)
+    return all(bool((weights.recurrent != 0).all()) for weights in watch.calls[0].weights)
+
+
 def find_stack(onward: Onward) -> Stack | None:
     """The stack of layers that a model is made of, as the module's text says, seen on one step; None for others."""
     recurrence, parameters = onward.recurrence, onward.tally.parameters
-    layout = recurrence.layout
-    if layout is None or not layout.origins <= {"own", "torch", "lstm"}:
+    if not made_of_layers(onward):
         return None
     watch = _Watch()
     with keep_random(), keep_buffers(recurrence.model), torch.enable_grad(), GatedForward(Edges(), None, watch):
@@ -158,15 +174,17 @@ def watched(recurrence: Recurrence, stack: Stack, inputs: Any, state: Any, edges
             fresh = () if call.fresh is None else tuple(part[number] for part in call.fresh)
             x, after = x.to(weights.recurrent.dtype), tuple(path)
             before = states_before(given, after, call.edges, fresh)
-            layers.append(
-                Layer(x, before, _factors(stack.cell, stack.kind, x, before, after, weights), *weights[1::-1])
-            )
+            factors = cell_factors(stack.kind, x, before, after, weights)
+            layers.append(Layer(x, before, factors, weights.recurrent, weights.input))
             x = after[0]
     return Block(outputs, final, tuple(layers), call.edges)
 
 
-def _factors(cell: Cell, kind: str, x: Tensor, before: State, after: State, weights: LayerWeights) -> State:
-    """What the cell's way back multiplies by; the kernels keep none of it, so one step of T B rows makes it again."""
+def cell_factors(kind: str, x: Tensor, before: State, after: State, weights: LayerWeights) -> State:
+    """What the cell's way back multiplies by, T B rows; the kernels keep none of it, so one step of all rows makes it
+    again.
+    """
+    cell = CELLS[kind]
     old, new = (tuple(part.flatten(0, 1) for part in states) for states in (before, after))
     if not cell.kept:
         return cell.factors(x.new_empty(0), old, new)

@@ -36,9 +36,12 @@ class Onward:
 
 
 class Walk(Protocol):
-    """A way forward through a stream; ``block`` is how many steps it takes at once at most."""
+    """A way forward through a stream; ``block`` is how many steps it takes at once at most, ``ways`` say what it does
+    where that is not what its mode's name says.
+    """
 
     block: int
+    ways: tuple[Any, ...]
 
     def through(self, piece: Piece, state: Any, losses: Losses, position: int) -> Any:
         """Take the steps of a piece, the first of them at ``position`` of the stream, and add their gradient; the

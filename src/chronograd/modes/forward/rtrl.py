@@ -76,15 +76,24 @@ class RTRL(Forward):
         from .blocks import BlockWalk
         from .joint import JointWalk
         from .layer import find_stack
+        from .own import OwnWalk
 
         stack = find_stack(onward)
-        if stack is not None and not stack.cell.element_wise:
+        if stack is not None and stack.cell.element_wise:
+            return OwnWalk(self, onward, section, through_weights=True)
+        if stack is not None:
             return BlockWalk(self, stack, onward, section)
         return JointWalk(self, _Whole(), onward, section)
 
 
 class _Whole:
     """The whole influence, (S, P) for each row."""
+
+    def look(self, linearize: Any, inputs: Any, state: Any) -> None:
+        pass
+
+    def section(self) -> dict[str, Any]:
+        return {}
 
     def shapes(self, units: int, parameters: int) -> dict[str, tuple[int, ...]]:
         return {"matrix": (units, parameters)}
