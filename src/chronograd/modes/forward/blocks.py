@@ -104,7 +104,10 @@ class BlockWalk:
                     part[:, mine] = here.view_as(part[:, mine])
             for number, walk in enumerate(walks):
                 for entry in self.stack.entries[number]:
-                    _meet(made[entry.name][:, mine], walk, block.layers[number], entry)
+                    if number == top and len(walk.product) == 1:
+                        _meet_own(self.stack, made[entry.name][:, mine], walk, block.layers[number], entry)
+                    else:
+                        _meet(made[entry.name][:, mine], walk, block.layers[number], entry)
         return made
 
 
@@ -191,3 +194,15 @@ def _meet(influence: Tensor, walk: _Walk, layer: Layer, entry: Entry) -> None:
     flat = flow.view(steps, rows, count * across)
     for row in range(rows):
         influence[row].view(count * across, -1).addmm_(flat[:, row].mT, met[:, row])
+
+
+def _meet_own(stack: Stack, influence: Tensor, walk: _Walk, layer: Layer, entry: Entry) -> None:
+    """The same for a single step, in which a weight reaches its own unit alone: the rest is not touched."""
+    flow = walk.drive if entry.side == "drive" else walk.product
+    split = (stack.cell.parts, stack.units, -1, stack.units)
+    own = flow[0].unflatten(2, split[2:]).unflatten(1, split[:2]).diagonal(dim1=2, dim2=4)  # (B, parts, blocks, H)
+    at = influence.unflatten(2, split[2:]).unflatten(1, split[:2]).diagonal(dim1=2, dim2=4)
+    if entry.meets == "one":
+        at += own
+    else:  # the units come last, behind what the weight meets
+        at += own.unsqueeze(3) * layer.met(entry.meets)[0].reshape(len(own), 1, 1, -1, 1)

@@ -111,7 +111,8 @@ class _Leak:
             return {"matrix": step.immediate}
         import torch
 
-        keeps = 1 - torch.as_tensor(self.leak).detach().to(step.immediate)
+        leak = torch.as_tensor(self.leak, dtype=step.immediate.dtype, device=step.immediate.device)
+        keeps = 1 - leak.detach()
         if keeps.dim() > 1 or (keeps.dim() == 1 and len(keeps) != step.immediate.shape[1]):
             raise ValueError(
                 f"the cell's leak has shape {tuple(keeps.shape)}, but its state has {step.immediate.shape[1]} numbers "
