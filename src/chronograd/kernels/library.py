@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["ISAS", "NOT_BUILT", "Layer", "find", "isas", "library", "load", "turned_off"]
+__all__ = ["ISAS", "NOT_BUILT", "Layer", "Own", "find", "isas", "library", "load", "turned_off"]
 
 ISAS = ("plain", "avx2", "avx512")
 """Instruction sets by number."""
@@ -43,6 +43,16 @@ class Layer(ctypes.Structure):
     ]
 
 
+class Own(ctypes.Structure):
+    """``Own`` of ``native/own.c``; arrays are as many fields here."""
+
+    _fields_ = [
+        *((name, _INTEGER) for name in ("real", "complex", "steps", "width", "parts")),
+        *((name, _POINTER) for name in ("own_0", "own_1", "own_2", "own_3")),
+        *((name, _POINTER) for name in ("delta_0", "delta_1", "flow_0", "flow_1")),
+    ]
+
+
 def find() -> Path | None:
     """Where the library lies: ``CHRONOGRAD_NATIVE`` (a path; empty for none), else beside its sources."""
     given = os.environ.get("CHRONOGRAD_NATIVE")
@@ -66,6 +76,7 @@ def load(path: Path) -> ctypes.CDLL:
         "room": (_INTEGER, (layer, _INTEGER)),
         "forward": (None, (layer,)),
         "back": (None, (layer,)),
+        "own": (None, (ctypes.POINTER(Own), _INTEGER)),
         "apply": (None, (_INTEGER, _INTEGER, _INTEGER, _INTEGER, _POINTER, _POINTER)),
     }
     for name, (result, arguments) in signatures.items():

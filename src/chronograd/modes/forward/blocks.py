@@ -52,8 +52,10 @@ class BlockWalk:
             refuse_bytes(mode, rows * units * count * size, mode.limit, what, mode.instead)
         else:
             check_shapes(mode, self.influence, shapes)
-        across = 2 * max((value.shape[0] for value in self.parameters.values()), default=1) + units
-        self.block = max(1, min(LONGEST, BYTES // (8 * rows * stack.cell.parts * stack.units * across)))
+        values = list(self.parameters.values())
+        across = max((value.shape[0] for value in values), default=1) * (2 if stack.cell.inner_bias else 1)
+        step = rows * stack.numbers * across * max([value.element_size() for value in values], default=4)
+        self.block = max(1, min(LONGEST, BYTES // step))
 
     def section(self) -> dict[str, Any]:
         return {} if self.influence is None else {"influence": self.influence}

@@ -28,6 +28,7 @@ from torch import Tensor
 from chronograd.carry import Piece
 from chronograd.kernels import CELLS, Edges, run_projected
 from chronograd.kernels.cells import Cell
+from chronograd.kernels.own import own_back
 from chronograd.kernels.reference import refuse_twice, states_before
 from chronograd.modes.losses import Losses
 from chronograd.modes.replay import device_of
@@ -219,8 +220,8 @@ class _Units:
         self.across, self.count = x.shape[:2], x.shape[0] * x.shape[1]
         self.factors = cell_factors(plan.kind, x, before, path, weights)
         cell, edges, weight = plan.cell, plan.edges, weights.recurrent
-        flat = path[0].flatten(0, 1)
-        ones, none = torch.ones_like(flat), torch.zeros_like(flat)
+        shape = path[0].flatten(0, 1).shape
+        ones, none = (path[0].new_full((), value).expand(shape) for value in (1, 0))
         gates = None if edges.gates is None else edges.gates.to(weight.real.dtype).unsqueeze(-1)
         still = None if edges.valid is None else ~edges.valid.unsqueeze(-1)
         # answers[p] (T, B, G): of part p to the products, and the drives; own[p][o] (T, B, H): of p to part o before.
@@ -239,13 +240,13 @@ class _Units:
                 product = product.masked_fill(still, 0)
                 drive = drive if cell.inner_bias else product
                 same = [(still if o == part else ~still & still).to(product) for o in range(cell.parts)]
-                own = [torch.where(still, s, 0 if o is None else o) for s, o in zip(same, own)]
+                own = [torch.where(still, s, torch.zeros_like(path[0]) if o is None else o) for s, o in zip(same, own)]
             if edges.reset is not None:
                 own = [None if o is None else o.masked_fill(edges.reset.unsqueeze(-1), 0) for o in own]
             if gates is not None:
                 own = [None if o is None else (o * gates).masked_fill(gates == 0, 0) for o in own]
             self.answers.append((product, drive))
-            self.own.append(own)
+            self.own.append([None if o is None else o.contiguous() for o in own])
 
     def _back(self, delta: State) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         """One step back of T B rows: to products and drives (N, G), and to the old parts beside the products."""
@@ -263,27 +264,11 @@ class _Units:
         through = (product * diagonal).unflatten(-1, (-1, weight.shape[1])).sum(-2)
         return through if add is None else add + through
 
-    def walk_back(self, arriving: State) -> tuple[list[Tensor], list[Tensor | None]]:
-        """delta (T, B, H) of each part from what arrives at each step, and what is left before the first."""
-        parts = range(len(arriving))
-        delta = [part.clone() for part in arriving]
-        flow: list[Tensor | None] = [None for _ in parts]
-        steps = self.across[0]
-        by_step = [[None if o is None else o.unbind(0) for o in row] for row in self.own]
-        rows = [part.unbind(0) for part in delta]
-        for t in range(steps - 1, -1, -1):
-            flow = [None for _ in parts]
-            for p in parts:
-                for o in parts:
-                    own = by_step[p][o]
-                    if own is None:
-                        continue
-                    if t:
-                        rows[o][t - 1].addcmul_(own[t], rows[p][t])
-                    else:
-                        here, known = own[t] * rows[p][t], flow[o]
-                        flow[o] = here if known is None else known + here
-        return delta, flow
+    def walk_back(self, delta: list[Tensor]) -> list[Tensor]:
+        """From what arrives at each step, (T, B, H) for each part, to all that flows into it, in place; what is left
+        before the first step.
+        """
+        return own_back(self.own, delta)
 
     def total_signal(self, arriving: State) -> tuple[State, State]:
         """The learning signals: total derivatives by what each unit tells the others; and delta, by the unit at all."""
@@ -334,7 +319,8 @@ class _Units:
 
     def gradients(self, arriving: State, known: Influence | None, wanted: Sequence[bool]) -> list[Tensor | None]:
         """Of the weights, from what arrives at each step's state."""
-        delta, flow = self.walk_back(arriving)
+        delta = [part.clone(memory_format=torch.contiguous_format) for part in arriving]
+        flow = self.walk_back(delta)
         product, drive = self._flows(delta)
         found: list[Tensor | None] = []
         for name, weight, want in zip(WEIGHTS, self.weights, wanted):
@@ -350,8 +336,7 @@ class _Units:
                 total = side.flatten(0, 1).mT @ met.flatten(0, 1)
             if known is not None:
                 for part, arrived in enumerate(flow):
-                    if arrived is not None:
-                        total = total + _meet(arrived, known[name][:, part])
+                    total = total + _meet(arrived, known[name][:, part])
             found.append(total.to(weight.dtype))
         return found
 
@@ -375,9 +360,9 @@ class _Units:
         """Of every weight on its unit after the block, (B, p, *shape)."""
         found: dict[str, list[Tensor]] = {name: [] for name, w in zip(WEIGHTS, self.weights) if w is not None}
         for part in range(len(self.path)):
-            arriving = tuple(torch.zeros_like(p) for p in self.path)
-            arriving[part][-1] = 1
-            delta, flow = self.walk_back(arriving)
+            delta = [torch.zeros_like(p) for p in self.path]
+            delta[part][-1] = 1
+            flow = self.walk_back(delta)
             product, drive = self._flows(delta)
             for name in found:
                 side, met = drive if name.endswith("ih") else product, self._met(name)
@@ -389,8 +374,7 @@ class _Units:
                     total = side.permute(1, 2, 0) @ met.transpose(0, 1)
                 if known is not None and name in known:
                     for other, arrived in enumerate(flow):
-                        if arrived is not None:
-                            total = total + _spread(arrived, known[name][:, other])
+                        total = total + _spread(arrived, known[name][:, other])
                 found[name].append(total)
         return {name: torch.stack(parts, 1) for name, parts in found.items()}
 
