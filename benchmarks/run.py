@@ -17,6 +17,7 @@ import budget
 import detach_loop
 import diagonal
 import edges
+import forward
 import layers
 import parallel
 import startup
@@ -61,6 +62,7 @@ def main() -> None:
         "edges": lambda: edges.report(rounds, threads),
         "diagonal": lambda: diagonal.report(rounds, threads),
         "parallel": lambda: parallel.report(rounds, threads),
+        "forward": lambda: forward.report(rounds, threads),
         "budget": lambda: budget.report(rounds, threads),
         "detach_loop": lambda: detach_loop.report(rounds),
         "windows": lambda: windows.report(rounds),
@@ -73,8 +75,8 @@ def main() -> None:
         "# Benchmarks\n\n"
         f"Written by `make bench`. {machine()}. Every figure is the median of at least {rounds} rounds in which the "
         f"things compared take turns; other work on the machine moves times, and ratios less. Layers, gates, the "
-        f"diagonal recurrence and scans on {threads} threads, the other parts on one, which is disturbed least. "
-        "Denormal numbers are flushed to zero, in torch and in ours."
+        f"diagonal recurrence, scans and forward modes on {threads} threads, the other parts on one, which is disturbed "
+        "least. Denormal numbers are flushed to zero, in torch and in ours."
     )
     page = "\n\n".join([head, *parts]) + "\n"
     arguments.output.write_text(page, encoding="utf-8")
