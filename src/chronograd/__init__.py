@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .modes import Reverse as Reverse
     from .modes import Scan as Scan
     from .recurrence.check import check_model as check_model
+    from .recurrence.elstm import ELSTM as ELSTM
     from .recurrence.layers import GRU as GRU
     from .recurrence.layers import LSTM as LSTM
     from .recurrence.layers import RNN as RNN
@@ -38,6 +39,7 @@ _HOMES = {
     "Carry": "carry",
     "Chunks": "truncation",
     "DiagonalRNN": "recurrence.linear",
+    "ELSTM": "recurrence.elstm",
     "Full": "truncation",
     "GRU": "recurrence.layers",
     "Gradient": "gradient",
