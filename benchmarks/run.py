@@ -75,8 +75,8 @@ def main() -> None:
         "# Benchmarks\n\n"
         f"Written by `make bench`. {machine()}. Every figure is the median of at least {rounds} rounds in which the "
         f"things compared take turns; other work on the machine moves times, and ratios less. Layers, gates, the "
-        f"diagonal recurrence, scans and forward modes on {threads} threads, the other parts on one, which is disturbed "
-        "least. Denormal numbers are flushed to zero, in torch and in ours."
+        f"diagonal recurrence, scans and forward modes on {threads} threads, the other parts on one, which is less "
+        "disturbed. Denormal numbers are flushed to zero, in torch and in ours."
     )
     page = "\n\n".join([head, *parts]) + "\n"
     arguments.output.write_text(page, encoding="utf-8")

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from chronograd.kernels import CELLS, Edges, library, reference, run_projected
+from chronograd.kernels.compiled import KINDS as COMPILED
 
 __all__ = ["BLOCKS", "EDGES", "KINDS", "Case", "can", "isas"]
 
-KINDS = sorted(CELLS)
-BLOCKS = {"gru": 3, "lstm": 4}
+KINDS = sorted(COMPILED)
+BLOCKS = {"gru": 3, "lstm": 4, "elstm": 2}
+ELEMENTWISE = ("diagonal", "elstm")
 EDGES = [(), ("gates",), ("reset",), ("valid",), ("gates", "reset", "valid")]
 
 
@@ -37,7 +39,7 @@ class Case:
             return torch.randn(*sizes, dtype=dtype, generator=random)
 
         self.kind = kind
-        self.weight = new(size) * 0.5 if kind == "diagonal" else new(across, size) / size**0.5
+        self.weight = new(across) * 0.5 if kind in ELEMENTWISE else new(across, size) / size**0.5
         self.x, self.weight_ih = new(steps, rows, inputs), new(across, inputs) / inputs**0.5
         self.bias_ih, self.bias = new(across), new(across)
         self.initial = tuple(new(rows, size) for _ in range(parts))

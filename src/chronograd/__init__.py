@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .modes import Scan as Scan
     from .modes import SnAp as SnAp
     from .recurrence.check import check_model as check_model
+    from .recurrence.elstm import ELSTM as ELSTM
     from .recurrence.layers import GRU as GRU
     from .recurrence.layers import LSTM as LSTM
     from .recurrence.layers import RNN as RNN
@@ -42,6 +43,7 @@ _HOMES = {
     "Carry": "carry",
     "Chunks": "truncation",
     "DiagonalRNN": "recurrence.linear",
+    "ELSTM": "recurrence.elstm",
     "EProp": "modes",
     "Full": "truncation",
     "GRU": "recurrence.layers",

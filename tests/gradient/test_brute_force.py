@@ -16,6 +16,7 @@ from oracle import Attending, Deep, Delayed, Opaque, assert_close, assert_same_g
 MODELS = {
     "recurrent": lambda: cg.Recurrent(nn.GRUCell(2, 3), nn.Linear(3, 2)),
     "own": lambda: Deep(cg.GRU(3, 3, num_layers=2), cg.RNN(3, 3)),
+    "elstm": lambda: Deep(cg.ELSTM(3, 3), cg.LSTM(3, 3)),
     "torch": lambda: Deep(nn.LSTM(3, 3), nn.GRU(3, 3)),
     "opaque": Opaque,
     "attending": Attending,

@@ -25,6 +25,7 @@ LAYERS = {
     "lstm": lambda: cg.LSTM(2, 3, num_layers=2),
     "tanh": lambda: cg.RNN(2, 3),
     "complex": lambda: cg.DiagonalRNN(2, 3, complex=True),
+    "elstm": lambda: cg.ELSTM(2, 3),
     "torch": lambda: torch.nn.LSTM(2, 3),
     "cell": lambda: cg.Recurrent(torch.nn.GRUCell(2, 3)),
 }

@@ -15,8 +15,15 @@ from chronograd.measure.cost import PeakBytes
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason="the kernels are not built")
 
-LAYERS = {"RNN": cg.RNN, "GRU": cg.GRU, "LSTM": cg.LSTM, "LinearRNN": cg.LinearRNN, "DiagonalRNN": cg.DiagonalRNN}
-BLOCKS = {"tanh": 1, "gru": 3, "lstm": 4, "diagonal": 1}
+LAYERS = {
+    "RNN": cg.RNN,
+    "GRU": cg.GRU,
+    "LSTM": cg.LSTM,
+    "LinearRNN": cg.LinearRNN,
+    "DiagonalRNN": cg.DiagonalRNN,
+    "ELSTM": cg.ELSTM,
+}
+BLOCKS = {"tanh": 1, "gru": 3, "lstm": 4, "diagonal": 1, "elstm": 2}
 
 
 @pytest.fixture(params=LAYERS)
@@ -43,7 +50,7 @@ def arguments(kind, keep=True):
 
     steps, rows, inputs, size = 4, 3, 2, 5
     across = BLOCKS[kind] * size
-    weight = new(size) if kind == "diagonal" else new(across, size)
+    weight = new(across) if kind in ("diagonal", "elstm") else new(across, size)
     states = [new(rows, size) for _ in range(2 if kind == "lstm" else 1)]
     gates = torch.rand(steps, rows, dtype=torch.float64, generator=random)
     return kind, new(steps, rows, inputs), new(across, inputs), new(across), weight, new(across), states, gates, keep
@@ -108,7 +115,7 @@ def test_tracers_see_the_operator(model):
     traced = make_fx(lambda x: model(x)[0])(x)
     assert "chronograd.layer" in traced.code
     close([traced(2 * x)], [model(2 * x)[0]])
-    if isinstance(model, cg.LinearRNN | cg.DiagonalRNN):
+    if isinstance(model, cg.LinearRNN | cg.DiagonalRNN | cg.ELSTM):
         close([torch.jit.trace(model, (x,))(2 * x)[0]], [model(2 * x)[0]])
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from chronograd.kernels import CELLS, Edges, walk
 from chronograd.kernels.reference import run_layer
 
-KINDS = ["tanh", "relu", "linear", "diagonal", "complex", "gru", "lstm"]
+KINDS = ["tanh", "relu", "linear", "diagonal", "complex", "gru", "lstm", "elstm"]
 
 
 def name(kind):
@@ -20,6 +20,10 @@ def name(kind):
 def step(kind, x, state, W, b):
     """One step from the textbook formulas."""
     h = state[0]
+    if kind == "elstm":
+        (xz, xf), (wz, wf) = (x if b is None else x + b).chunk(2, -1), W.chunk(2)
+        z, f = torch.tanh(xz + wz * h), torch.sigmoid(xf + wf * h)
+        return (f * h + (1 - f) * z,)
     product = W * h if name(kind) == "diagonal" else h @ W.T
     if b is not None:
         product = product + b
@@ -61,14 +65,14 @@ def loop(kind, drive, initial, W, b, gates=None, reset=None, valid=None, fresh=N
 
 def setting(kind, T, B, H, seed, bias=True, resets=0):
     g = torch.Generator().manual_seed(seed)
-    blocks = {"gru": 3, "lstm": 4}.get(kind, 1)
+    blocks = {"gru": 3, "lstm": 4, "elstm": 2}.get(kind, 1)
     dtype = torch.complex128 if kind == "complex" else torch.float64
 
     def normal(*shape):
         return torch.randn(shape, dtype=dtype, generator=g).requires_grad_()
 
     parts = CELLS[name(kind)].parts
-    W = normal(H) if name(kind) == "diagonal" else normal(blocks * H, H)
+    W = normal(blocks * H) if name(kind) in ("diagonal", "elstm") else normal(blocks * H, H)
     return {
         "drive": normal(T, B, blocks * H),
         "initial": tuple(normal(B, H) for _ in range(parts)),
@@ -131,7 +135,7 @@ def test_gates_resets_and_frozen_rows(kind, data):
 
 @pytest.mark.parametrize("rows_together", [1, 2, 512])
 @pytest.mark.parametrize("tile", [1, 700, 10**9])
-@pytest.mark.parametrize("kind", ["gru", "lstm", "linear"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "linear", "elstm"])
 def test_tiles_and_groups_change_nothing(kind, tile, rows_together, monkeypatch):
     monkeypatch.setattr(walk, "TILE_BYTES", tile)
     monkeypatch.setattr("chronograd.kernels.order.ROWS_TOGETHER", rows_together)
@@ -168,7 +172,7 @@ def test_gradcheck(kind):
     torch.autograd.gradcheck(f, (given["drive"], given["W"], given["b"], *given["initial"]))
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "elstm"])
 def test_only_what_is_asked_for(kind):
     given = setting(kind, 4, 2, 3, 6)
     drive, W = given["drive"].detach(), given["W"].detach()

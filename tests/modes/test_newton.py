@@ -45,6 +45,37 @@ def test_jacobians_in_closed_form_are_those_of_torch(kind):
     assert_close(diagonals(kind, factors, weight), expected.diagonal(dim1=1, dim2=2))
 
 
+def test_the_jacobian_of_the_element_wise_lstm_is_its_diagonal():
+    torch.manual_seed(0)
+    drive, c = torch.randn(5, 8, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+    weight = torch.randn(8, dtype=torch.float64)
+
+    def step(c, one):
+        z, f = (one[:4] + weight[:4] * c).tanh(), (one[4:] + weight[4:] * c).sigmoid()
+        return f * c + (1 - f) * z
+
+    expected = torch.stack(
+        [torch.autograd.functional.jacobian(lambda h, one=one: step(h, one), old) for one, old in zip(drive, c)]
+    )
+    (after,), factors = step_all(CELLS["elstm"], drive, (c,), weight, None)
+    assert_close(after, torch.stack([step(old, one) for one, old in zip(drive, c)]))
+    assert_close(jacobians("elstm", factors, weight), expected)
+    assert_close(diagonals("elstm", factors, weight), expected.diagonal(dim1=1, dim2=2))
+
+
+def test_one_newton_for_a_diagonal_jacobian_whatever_it_is_called():
+    torch.manual_seed(0)
+    model, x = cg.ELSTM(3, 5).double(), torch.randn(300, 2, 3, dtype=torch.float64)
+    found = []
+    for forward in ("newton", "quasi"):
+        gradient, _ = cg.value_and_grad(model, squared, x, torch.zeros(300, 2, 5), mode=cg.Scan(forward))
+        (way,) = gradient.how  # the way back is a scan, not solved for
+        assert way.loop == "elstm layer of 5 units" and way.how == forward and 2 < way.iterations < 15
+        found.append((way.changes, gradient.grads))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
+
+
 def tanh_network(n, g, steps=500, seed=0):
     """h_t = tanh(W h_{t-1} + x_t), W = g N(0, 1) / sqrt(n), x ~ N(0, 1)."""
     random = torch.Generator().manual_seed(seed)

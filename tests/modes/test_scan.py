@@ -40,6 +40,7 @@ class Read(nn.Module):
 MODELS = {
     "linear": lambda: Deep(cg.LinearRNN(3, 3, bias=True), cg.DiagonalRNN(3, 3)),
     "own": lambda: Deep(cg.GRU(3, 3, num_layers=2), cg.RNN(3, 3)),
+    "elstm": lambda: Deep(cg.ELSTM(3, 3), cg.ELSTM(3, 3, bias=False)),
     "torch": lambda: Deep(nn.LSTM(3, 3), nn.RNN(3, 3, nonlinearity="relu")),
     "cell": lambda: cg.Recurrent(nn.GRUCell(2, 3), nn.Linear(3, 2)),
     "nested": lambda: cg.Recurrent(Nested(), Read()),

@@ -140,7 +140,9 @@ def test_windows_that_overlap_are_refused(truncation):
 
 
 @pytest.mark.parametrize(
-    "model", [cg.GRU(2, 2), cg.Recurrent(nn.GRUCell(2, 2)), cg.LinearRNN(2, 2)], ids=lambda m: type(m).__name__
+    "model",
+    [cg.GRU(2, 2), cg.Recurrent(nn.GRUCell(2, 2)), cg.LinearRNN(2, 2), cg.ELSTM(2, 2)],
+    ids=lambda m: type(m).__name__,
 )
 def test_data_that_is_not_finite_is_named(model):
     x = x_of(50)
@@ -172,3 +174,13 @@ def test_the_bytes_that_are_predicted_are_those_that_are_taken(mode):
     with PeakBytes() as count:
         cg.value_and_grad(model, loss_fn, x, None, mode=cg.Scan("quasi", limit=1))
     assert count.peak < 0.2 * predicted
+
+
+@pytest.mark.parametrize("forward", ["newton", "quasi", "loop"])
+def test_a_diagonal_jacobian_is_never_made_full(forward):
+    size, steps = 48, 256
+    model, x = cg.ELSTM(2, size), torch.randn(steps, 2, 2)
+    loss_fn = lambda outputs, targets: outputs.square().sum(-1)  # noqa: E731
+    with PeakBytes() as count:
+        cg.value_and_grad(model, loss_fn, x, None, mode=cg.Scan(forward, limit=1))
+    assert count.peak < 0.5 * steps * 2 * size**2 * 4

@@ -130,6 +130,7 @@ MODELS = {
     "cg.GRU": (lambda: cg.GRU(3, 4, 2), "layers"),
     "cg.LSTM batch_first": (lambda: cg.LSTM(3, 4, batch_first=True), "layers"),
     "cg.LinearRNN": (lambda: cg.LinearRNN(3, 4), "layers"),
+    "cg.ELSTM": (lambda: cg.ELSTM(3, 4), "layers"),
     "nn.RNNCell": (lambda: nn.RNNCell(3, 4), "layers"),
     "nn.GRUCell": (lambda: nn.GRUCell(3, 4), "layers"),
     "nn.LSTMCell": (lambda: nn.LSTMCell(3, 4), "layers"),

@@ -211,6 +211,7 @@ def test_a_broken_model_for_each_law(broken):
         nn.LSTMCell(3, 4),
         cg.Recurrent(nn.GRUCell(3, 4), nn.Linear(4, 2)),
         cg.DiagonalRNN(3, 4, complex=True),
+        cg.ELSTM(3, 4),
         nn.GRU(3, 4, 2, dropout=0.5),
         MaskForEachStep(),
         Normed().eval(),

@@ -19,6 +19,7 @@ LAYERS = {
     "nn.GRU batch_first": lambda: nn.GRU(4, 5, batch_first=True),
     "cg.GRU": lambda: cg.GRU(4, 5, 2),
     "cg.LSTM": lambda: cg.LSTM(4, 5),
+    "cg.ELSTM": lambda: cg.ELSTM(4, 5),
     "nn.LSTMCell": lambda: cg.Recurrent(nn.LSTMCell(4, 5)),
 }
 

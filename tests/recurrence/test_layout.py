@@ -6,8 +6,10 @@ import torch
 import chronograd as cg
 from chronograd.recurrence.layout import own_layout, read_layout
 
+LAYERS = [cg.RNN, cg.GRU, cg.LSTM, cg.LinearRNN, cg.DiagonalRNN, cg.ELSTM]
 
-@pytest.mark.parametrize("build", [cg.RNN, cg.GRU, cg.LSTM, cg.LinearRNN, cg.DiagonalRNN], ids=lambda b: b.__name__)
+
+@pytest.mark.parametrize("build", LAYERS, ids=lambda b: b.__name__)
 def test_the_layout_that_is_known_is_the_one_that_a_run_shows(build):
     model = build(2, 3)
     found = read_layout(model, torch.randn(2, 2, 2))

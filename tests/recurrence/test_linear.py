@@ -81,7 +81,7 @@ def test_nothing_explodes_at_the_start():
         assert size.min() >= 0.5 and size.max() <= 0.99
 
 
-@pytest.mark.parametrize("kind", [cg.LinearRNN, cg.DiagonalRNN])
+@pytest.mark.parametrize("kind", [cg.LinearRNN, cg.DiagonalRNN, cg.ELSTM])
 def test_errors_are_one_clear_line(kind):
     layer, name = kind(3, 4), kind.__name__
     cases = [
@@ -109,4 +109,4 @@ def test_errors_are_one_clear_line(kind):
         with pytest.raises(TypeError) as error:
             call()
         assert message in str(error.value) and "\n" not in str(error.value)
-    assert repr(layer) == f"{name}(3, 4, bias=False)"
+    assert repr(layer) == f"{name}(3, 4, bias={layer.bias is not None})"

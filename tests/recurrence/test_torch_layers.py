@@ -32,7 +32,7 @@ def test_one_call_of_torch_for_all_layers_and_none_where_the_kernels_serve(kind)
 
 
 def test_who_serves_what():
-    for kind in (*PAIRS, "linear", "diagonal"):
+    for kind in (*PAIRS, "linear", "diagonal", "elstm"):
         for dtype in (torch.float32, torch.float64, *HALVES, torch.complex64):
             weight = torch.zeros(4, 4, dtype=dtype)
             assert not (serves(kind, weight) and torch_serves(kind, weight))
@@ -164,8 +164,8 @@ def test_on_cuda_as_in_torch_and_with_gates_as_on_the_cpu(kind, training):
     torch.testing.assert_close(grads["cuda"], grads["cpu"], rtol=1e-3, atol=1e-5)
 
 
-def test_linear_recurrences_have_no_function_of_torch():
-    for layer in (cg.LinearRNN(3, 4), cg.DiagonalRNN(3, 4)):
+def test_linear_and_element_wise_recurrences_have_no_function_of_torch():
+    for layer in (cg.LinearRNN(3, 4), cg.DiagonalRNN(3, 4), cg.ELSTM(3, 4)):
         assert calls(layer.bfloat16(), torch.zeros(5, 2, 3, dtype=torch.bfloat16)) == []
 
 

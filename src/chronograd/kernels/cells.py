@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol, overload
 import torch
 from torch import Tensor
 
-__all__ = ["CELLS", "Cell", "Diagonal", "Gru", "Linear", "Lstm", "Relu", "Tanh", "fold_biases"]
+__all__ = ["CELLS", "Cell", "Diagonal", "Elstm", "Gru", "Linear", "Lstm", "Relu", "Tanh", "fold_biases"]
 
 State = tuple[Tensor, ...]
 
@@ -238,6 +238,49 @@ class Lstm(_Dense):
         return None, dc * f
 
 
+class Elstm:
+    """z = tanh(drive_z + w_z * c); f = sigmoid(drive_f + w_f * c); c' = f c + (1 - f) z, element by element. In the
+    order z, f.
+
+    Kept: z, f.
+    """
+
+    parts: ClassVar[int] = 1
+    kept: ClassVar[int] = 2
+    inner_bias: ClassVar[bool] = False
+    element_wise: ClassVar[bool] = True
+
+    def ready(self, weight: Tensor) -> Tensor:
+        return weight.unflatten(0, (2, -1))
+
+    def views(self, drive: Tensor, kept: Tensor) -> State:
+        z, f = kept.chunk(2, -1)
+        return drive.unflatten(-1, (2, -1)), kept.unflatten(-1, (2, -1)), z, f
+
+    def forward(self, views: State, state: State, weight: Tensor, bias: Tensor | None, new: State) -> None:
+        drive, both, z, f = views
+        torch.addcmul(drive, weight, state[0].unsqueeze(-2), out=both)
+        z.tanh_()
+        f.sigmoid_()
+        torch.lerp(z, state[0], f, out=new[0])
+
+    def factors(self, kept: Tensor, before: State, after: State) -> State:
+        z, f = kept.chunk(2, -1)
+        return torch.stack(((1 - f) * (1 - z * z), (before[0] - z) * f * (1 - f)), 1), f
+
+    def backward(self, delta: State, factors: State, product: Tensor, drive: Tensor) -> tuple[Tensor | None, ...]:
+        to_product, f = factors
+        torch.mul(delta[0].unsqueeze(1), to_product, out=product.view(to_product.shape))
+        return (delta[0] * f,)
+
+    def product_back(self, product: Tensor, weight: Tensor, add: Tensor | None) -> Tensor:
+        through = (product * weight).unflatten(-1, (2, -1)).sum(-2)
+        return through if add is None else through + add
+
+    def weight_back(self, product: Tensor, before: Tensor) -> Tensor:
+        return torch.cat([(block * before).sum(0) for block in product.chunk(2, -1)])
+
+
 CELLS: dict[str, Cell] = {
     "tanh": Tanh(),
     "relu": Relu(),
@@ -245,6 +288,7 @@ CELLS: dict[str, Cell] = {
     "diagonal": Diagonal(),
     "gru": Gru(),
     "lstm": Lstm(),
+    "elstm": Elstm(),
 }
 
 

@@ -18,7 +18,7 @@ from .cells import CELLS
 from .library import ISAS, Layer, library
 from .workspace import room
 
-__all__ = ["Call", "Choice", "Crossings", "back", "forward"]
+__all__ = ["KINDS", "Call", "Choice", "Crossings", "back", "forward"]
 
 State = tuple[Tensor, ...]
 
@@ -54,9 +54,9 @@ class Crossings(NamedTuple):
 class Call(NamedTuple):
     """What one layer is run on.
 
-    ``kind`` is a name in ``CELLS``; ``x`` (T, B, d), T at least 1; ``weight_ih`` (G, d); ``weight`` (G, H), or (H,) for
-    the diagonal kinds; biases (G,) or None. ``states`` are the initial ones, (B, H) each, then the fresh ones, (R, H)
-    each, where there are any.
+    ``kind`` is a name in ``CELLS``; ``x`` (T, B, d), T at least 1; ``weight_ih`` (G, d); ``weight`` (G, H), or (G,) for
+    the element-wise kinds; biases (G,) or None. ``states`` are the initial ones, (B, H) each, then the fresh ones,
+    (R, H) each, where there are any.
     """
 
     kind: str

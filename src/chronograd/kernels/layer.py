@@ -11,13 +11,14 @@ from torch.nn import Parameter
 
 from . import fused, operators, reference, transforms
 from .cells import fold_biases
-from .compiled import AUTO, Call, Choice, Crossings
+from .compiled import AUTO, KINDS, Call, Choice, Crossings
 from .edges import Edges
 from .library import library
 
 __all__ = ["run_projected", "serves"]
 
 State = tuple[Tensor, ...]
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 def _built() -> bool:
@@ -29,12 +30,14 @@ _built._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAcc
 
 
 def serves(kind: str, weight: Tensor, *tensors: Tensor | None) -> bool:
-    """Whether the compiled kernels take these tensors: on the CPU, all float32 or all float64 (complex too for the
-    diagonal recurrence), of torch's own types.
+    """Whether the compiled kernels have this kind and take these tensors: on the CPU, all float32 or all float64
+    (complex too for the diagonal recurrence), of torch's own types.
 
-    >>> serves("tanh", torch.zeros(2, 2, dtype=torch.float16))
-    False
+    >>> serves("tanh", torch.zeros(2, 2, dtype=torch.float16)), serves("elstm", torch.zeros(4))
+    (False, False)
     """
+    if kind not in KINDS:
+        return False
     dtypes = (torch.float32, torch.float64) + ((torch.complex64, torch.complex128) if kind == "diagonal" else ())
     if weight.dtype not in dtypes:
         return False
@@ -68,7 +71,7 @@ def run_projected(
         inputs: (T, B, d), T at least 1.
         weight_ih: (G, d), and ``bias_ih`` (G,) or None: x_t W_ih^T + b_ih drives the recurrence.
         initial: the state before the first step, (B, H) each.
-        weight: (G, H) recurrent weight ((H,) for the diagonal one); ``bias`` (G,) or None is added to its product.
+        weight: (G, H) recurrent weight ((G,) for element-wise kinds); ``bias`` (G,) or None is added to its product.
         edges: gates, resets and frozen rows.
         fresh: the initial states of the rows that start anew, (R, H) each, in the order of
             ``edges.reset.nonzero()``; None is zeros.
@@ -82,11 +85,12 @@ def run_projected(
     tensor([1.0000, 1.5000, 1.7500])
     """
     states = (*initial, *fresh) if fresh else initial
-    if not serves(kind, weight, inputs, weight_ih, bias_ih, bias, *states):
+    if not serves(kind, weight, inputs, weight_ih, bias_ih, bias, *states) and not _called(kind, weight):
         bias_ih, bias = fold_biases(kind, bias_ih, bias)
         drive = torch.nn.functional.linear(inputs, weight_ih, bias_ih)
         return reference.run_layer(kind, drive, initial, weight, bias, edges, fresh)
-    mixed = torch.is_autocast_enabled("cpu")
+    device = weight.device.type
+    mixed = torch.is_autocast_enabled(device)
     if mixed:
         # Sums over many steps are kept in the precision of the recurrent weight.
         inputs, states = inputs.to(weight.dtype), tuple(part.to(weight.dtype) for part in states)
@@ -94,12 +98,24 @@ def run_projected(
         bias_ih, bias = (None if part is None else part.to(weight.dtype) for part in (bias_ih, bias))
     crossings = Crossings() if edges.plain else _crossings(edges, weight, bool(fresh))
     call = Call(kind, inputs, weight_ih, bias_ih, weight, bias, crossings, states)
-    with torch.autocast("cpu", enabled=False) if mixed else nullcontext():
+    with torch.autocast(device, enabled=False) if mixed else nullcontext():
         if _watched() or any(type(part) is FakeTensor for part in (inputs, weight)):
             return operators.run(call)
         if torch._C._are_functorch_transforms_active():
             return transforms.run(call)
         return fused.run(call, choice)
+
+
+def _called(kind: str, weight: Tensor) -> bool:
+    """Whether plain torch is called as the compiled kernels are, for a kind that they do not have: by compilers and
+    tracers, which would write down the loop's steps, and by ``torch.func``, which cannot look into the reference's node
+    of autograd. Not by other modes: one that counts bytes is to see those of the loop.
+    """
+    if kind in KINDS:
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._get_dispatch_mode(_PROXY) is not None:
+        return weight.device.type == "cpu"
+    return torch._C._are_functorch_transforms_active()
 
 
 def _watched() -> bool:

@@ -1,5 +1,4 @@
-"""The compiled kernels as operators of torch, for what sees operators only: ``torch.compile``, fake tensors,
-tracers, modes.
+"""A layer as operators of torch, for what sees operators only: ``torch.compile``, fake tensors, tracers, modes.
 
 ``chronograd::layer`` runs a layer forward, ``chronograd::layer_back`` walks it back; both are opaque to the compiler.
 Plain eager calls take ``fused`` instead: the same two calls, without the 130 microseconds that an operator whose kernel
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import compiled
 from .cells import CELLS
 from .compiled import Call, Crossings
+from .plain import kernels_of
 from .reference import not_twice
 
 __all__ = ["run"]
@@ -48,7 +47,7 @@ def layer(
 ) -> list[Tensor]:
     """The path, and what the way back needs beside it."""
     call = Call(kind, x, weight_ih, bias_ih, weight, bias, Crossings(gates, reset, valid), tuple(states))
-    path, kept = compiled.forward(call, keep)
+    path, kept = kernels_of(kind).forward(call, keep)
     return [*path] if kept is None else [*path, kept]
 
 
@@ -71,15 +70,15 @@ def layer_back(
 ) -> list[Tensor]:
     """The wanted gradients of x, weight_ih, bias_ih, weight and bias, then those of the states."""
     call = Call(kind, x, weight_ih, bias_ih, weight, bias, Crossings(gates, reset, valid), tuple(states))
-    found = compiled.back(call, tuple(path), kept, given, wanted)
+    found = kernels_of(kind).back(call, tuple(path), kept, given, wanted)
     return [part for part, want in zip(found[:5], wanted) if want and part is not None] + list(found.states)
 
 
 @layer.register_fake
 def _(kind, x, weight_ih, bias_ih, weight, bias, states, gates, reset, valid, keep):  # type: ignore[no-untyped-def]
-    steps, rows, size = x.shape[0], x.shape[1], weight.shape[-1]
+    steps, rows, size = x.shape[0], x.shape[1], states[0].shape[-1]
     path = [weight.new_empty(steps, rows, size) for _ in range(CELLS[kind].parts)]
-    return path + ([weight.new_empty(steps, rows, 4 * size)] if keep and CELLS[kind].kept else [])
+    return path + ([weight.new_empty(steps, rows, CELLS[kind].kept * size)] if keep and CELLS[kind].kept else [])
 
 
 @layer_back.register_fake

@@ -14,7 +14,8 @@ then one large one for the weights. Known gaps: it cannot be differentiated twic
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from .cells import CELLS, Cell, fold_biases
 from .edges import Edges
 from .walk import walk_back
 
-__all__ = ["not_twice", "refuse_twice", "run_layer", "start_anew", "states_before"]
+__all__ = ["Back", "back", "not_twice", "refuse_twice", "run_layer", "start_anew", "states_before", "walk_forward"]
 
 State = tuple[Tensor, ...]
 
@@ -43,7 +44,7 @@ def run_layer(
         kind: a name in ``CELLS``.
         drive: (T, B, G), the projected inputs; T is at least 1.
         initial: the state before the first step, (B, H) each.
-        weight: (G, H) recurrent weight ((H,) for the diagonal one); ``bias`` (G,) or None is added to its product.
+        weight: (G, H) recurrent weight ((G,) for element-wise kinds); ``bias`` (G,) or None is added to its product.
         edges: gates, resets and frozen rows.
         fresh: the initial states of the rows that start anew, (R, H) each, in the order of
             ``edges.reset.nonzero()``; None is zeros.
@@ -96,24 +97,7 @@ class _Layer(torch.autograd.Function):
         bias: Tensor | None,
         *states: Tensor,
     ):
-        initial, fresh = states[: cell.parts], states[cell.parts :]
-        steps, rows = drive.shape[:2]
-        size = initial[0].shape[-1]
-        path = tuple(drive.new_empty(steps, rows, size) for _ in initial)
-        kept = drive.new_empty(steps if keep else 1, rows, cell.kept * size)
-        resets, frozen = edges.reset_steps(), edges.frozen_steps()
-        numbers = edges.fresh_rows() if fresh else None
-        views = zip(*(part.unbind(0) for part in cell.views(drive, kept.expand(steps, -1, -1))))
-        state, ready = initial, cell.ready(weight)
-        for t, (view, new) in enumerate(zip(views, zip(*(part.unbind(0) for part in path)))):
-            if edges.reset is not None and resets[t]:
-                state = start_anew(state, edges.reset[t], fresh, None if numbers is None else numbers[t])
-            cell.forward(view, state, ready, bias, new)
-            if edges.valid is not None and frozen[t]:
-                still = ~edges.valid[t].unsqueeze(-1)
-                for after, was in zip(new, state):
-                    after.copy_(torch.where(still, was, after))
-            state = new
+        path, kept = walk_forward(cell, edges, keep, drive, weight, bias, states)
         ctx.set_materialize_grads(False)
         ctx.cell, ctx.edges, ctx.has_bias = cell, edges, bias is not None
         ctx.save_for_backward(weight, kept, *path, *states)
@@ -122,16 +106,76 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None):  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_twice()
-        cell, edges = ctx.cell, ctx.edges
         weight, kept, *saved = ctx.saved_tensors
-        parts = cell.parts
-        path, initial, fresh = tuple(saved[:parts]), tuple(saved[parts : 2 * parts]), tuple(saved[2 * parts :])
-        before = states_before(initial, path, edges, fresh)
-        found = walk_back(cell, weight, edges, cotangents, kept, before, path, tuple(map(torch.zeros_like, fresh)))
-        product = found.product.flatten(0, 1)
-        dweight = cell.weight_back(product, before[0].flatten(0, 1)) if ctx.needs_input_grad[4] else None
-        dbias = product.sum(0) if ctx.has_bias and ctx.needs_input_grad[5] else None
-        return None, None, None, found.drive, dweight, dbias, *found.initial, *found.fresh
+        parts = ctx.cell.parts
+        wanted = (ctx.needs_input_grad[4], ctx.has_bias and ctx.needs_input_grad[5])
+        found = back(ctx.cell, ctx.edges, weight, kept, tuple(saved[:parts]), tuple(saved[parts:]), cotangents, wanted)
+        return None, None, None, found.drive, found.weight, found.bias, *found.states
+
+
+def walk_forward(
+    cell: Cell, edges: Edges, keep: bool, drive: Tensor, weight: Tensor, bias: Tensor | None, states: State
+) -> tuple[State, Tensor]:
+    """The states after every step, (T, B, H) each, and what the cell kept, (T, B, kept H); without ``keep`` that of the
+    last step.
+
+    Args:
+        states: the initial ones, (B, H) each, then the fresh ones, (R, H) each, where there are any.
+    """
+    initial, fresh = states[: cell.parts], states[cell.parts :]
+    steps, rows = drive.shape[:2]
+    size = initial[0].shape[-1]
+    path = tuple(drive.new_empty(steps, rows, size) for _ in initial)
+    kept = drive.new_empty(steps if keep else 1, rows, cell.kept * size)
+    resets, frozen = edges.reset_steps(), edges.frozen_steps()
+    numbers = edges.fresh_rows() if fresh else None
+    views = zip(*(part.unbind(0) for part in cell.views(drive, kept.expand(steps, -1, -1))))
+    state, ready = initial, cell.ready(weight)
+    for t, (view, new) in enumerate(zip(views, zip(*(part.unbind(0) for part in path)))):
+        if edges.reset is not None and resets[t]:
+            state = start_anew(state, edges.reset[t], fresh, None if numbers is None else numbers[t])
+        cell.forward(view, state, ready, bias, new)
+        if edges.valid is not None and frozen[t]:
+            still = ~edges.valid[t].unsqueeze(-1)
+            for after, was in zip(new, state):
+                after.copy_(torch.where(still, was, after))
+        state = new
+    return path, kept
+
+
+class Back(NamedTuple):
+    """Gradients of what ``walk_forward`` took; those of weight and bias are None where they are not wanted."""
+
+    drive: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    states: State
+
+
+def back(
+    cell: Cell,
+    edges: Edges,
+    weight: Tensor,
+    kept: Tensor,
+    path: State,
+    states: State,
+    given: Sequence[Tensor | None],
+    wanted: tuple[bool, bool],
+) -> Back:
+    """Walk back over all steps.
+
+    Args:
+        kept: and ``path``, from ``walk_forward``; ``states`` as it took them.
+        given: cotangents of the path, (T, B, H) each, None for 0.
+        wanted: whether the gradients of the weight and of a bias on its product are wanted.
+    """
+    initial, fresh = states[: cell.parts], states[cell.parts :]
+    before = states_before(initial, path, edges, fresh)
+    found = walk_back(cell, weight, edges, tuple(given), kept, before, path, tuple(map(torch.zeros_like, fresh)))
+    product = found.product.flatten(0, 1)
+    dweight = cell.weight_back(product, before[0].flatten(0, 1)) if wanted[0] else None
+    dbias = product.sum(0) if wanted[1] else None
+    return Back(found.drive, dweight, dbias, (*found.initial, *found.fresh))
 
 
 def start_anew(state: State, reset: Tensor, fresh: State, numbers: Tensor | None) -> State:

@@ -1,4 +1,4 @@
-"""The compiled kernels under the transforms of ``torch.func``: ``grad``, ``vjp``, ``jacrev``, ``vmap`` and what is made
+"""A layer under the transforms of ``torch.func``: ``grad``, ``vjp``, ``jacrev``, ``vmap`` and what is made
 of them, such as a gradient for each example.
 
 ``vmap`` lays what it maps over as rows where only inputs and states are mapped; where weights or gates are, or on the
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import compiled
 from .cells import CELLS
 from .compiled import Call
+from .plain import kernels_of
 from .reference import not_twice
 
 __all__ = ["run"]
@@ -36,7 +36,8 @@ class _Layer(Function):
 
     @staticmethod
     def forward(*flat: Any):  # pyright: ignore[reportIncompatibleMethodOverride]
-        path, kept = compiled.forward(Call.of(*flat), keep=True)
+        call = Call.of(*flat)
+        path, kept = kernels_of(call.kind).forward(call, keep=True)
         return (*path, kept) if kept is not None else path
 
     @staticmethod
@@ -82,7 +83,7 @@ class _Back(Function):
         parts = CELLS[kind].parts
         given, path, kept = rest[:parts], rest[parts : 2 * parts], rest[2 * parts : parts + outputs]
         call = Call.of(kind, *rest[parts + outputs :])
-        found = compiled.back(call, path, kept[0] if kept else None, given, wanted)
+        found = kernels_of(kind).back(call, path, kept[0] if kept else None, given, wanted)
         return (*(part for part, want in zip(found[:5], wanted) if want), *found.states)
 
     @staticmethod

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from chronograd.kernels import Edges
 
 from .contract import check_pair
+from .elstm import ELSTM
 from .gating import GatedForward
 from .layers import GRU, LSTM, RNN
 from .layout import Layout, own_layout, read_layout
@@ -39,7 +40,7 @@ Tree = Any
 FEW, FEW_IN_TORCH, FEW_IN_LSTM = 32, 8, 4
 _ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _ATTENDS = "attends over time"
-_OWN = (RNN, GRU, LSTM, LinearRNN, DiagonalRNN)
+_OWN = (RNN, GRU, LSTM, LinearRNN, DiagonalRNN, ELSTM)
 _CELLS = (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
 
 

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from chronograd.kernels import Edges
 
+from .elstm import ELSTM
 from .gating import GatedForward
 from .layers import GRU, LSTM, RNN
 from .linear import DiagonalRNN, LinearRNN
@@ -60,7 +61,7 @@ def own_layout(model: nn.Module) -> Layout | None:
     >>> own_layout(GRU(2, 3)).places, own_layout(nn.Sequential(GRU(2, 3)))
     (((0, 0),), None)
     """
-    bare = type(model) in (RNN, GRU, LSTM, LinearRNN, DiagonalRNN) and getattr(model, "proj_size", 0) == 0
+    bare = type(model) in (RNN, GRU, LSTM, LinearRNN, DiagonalRNN, ELSTM) and getattr(model, "proj_size", 0) == 0
     if not bare or model._forward_hooks or model._forward_pre_hooks:  # hooks may do anything to a state
         return None
     parts = 2 if isinstance(model, LSTM) else 1

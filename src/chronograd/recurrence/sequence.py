@@ -35,7 +35,7 @@ NO_EDGES = Edges()
 
 
 class LayerWeights(NamedTuple):
-    """Weights of one layer in torch's names and shapes: (G, d), (G, H) or (H,), and the biases (G,) or None."""
+    """Weights of one layer in torch's names and shapes: (G, d), (G, H) or (G,), and the biases (G,) or None."""
 
     input: Tensor
     recurrent: Tensor

@@ -41,8 +41,8 @@ from .onward import Onward, check_shapes, refuse_bytes, refuse_draws
 __all__ = ["OwnWalk"]
 
 State = tuple[Tensor, ...]
-Influence = dict[str, Tensor]  # (B, p, *shape of the weight), by the names below
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+Influence = dict[str, Tensor]  # (B, p, G, m) for each side
+SIDES = ("product", "drive")  # weights on the state before, and on the inputs; a bias with each
 
 
 class OwnWalk:
@@ -139,22 +139,20 @@ class _Engine:
         if fresh is None and edges.reset is not None:
             fresh = tuple(weight.new_zeros(int(edges.reset.sum()), part.shape[-1]) for part in initial)
         plan = _Plan(kind, edges, known, self.walk.through_weights, self.walk.total)
-        rows, parts = inputs.shape[1], CELLS[kind].parts
-        expected = {
-            name: (rows, parts, *value.shape)
-            for name, value in zip(WEIGHTS, (weight_ih, weight, bias_ih, bias))
-            if value is not None and value.requires_grad
-        }
+        meets = {"drive": weight_ih.shape[1], "product": 1 if weight.dim() == 1 else weight.shape[1]}
+        biases = {"drive": bias_ih, "product": bias}
+        lead = (inputs.shape[1], CELLS[kind].parts, weight.shape[0])
+        expected = {side: (*lead, meets[side] + (biases[side] is not None)) for side in SIDES}
         if known is not None:
             check_shapes(self.walk.mode, known, expected)
         else:
             wanted = sum(torch.Size(shape).numel() for shape in expected.values()) * weight.element_size()
-            what = f"{rows} rows, {parts} for each weight of a {kind} layer of {weight.shape[-1]} units"
+            what = f"{lead[0]} rows, {lead[1]} for each weight of a {kind} layer of {weight.shape[-1]} units"
             refuse_bytes(self.walk.mode, wanted, self.walk.mode.limit, what, "mode=cg.Reverse()")
         with torch.autocast(inputs.device.type, enabled=False):
             x, *states = (part.to(weight.dtype) for part in (inputs, *initial, *(fresh or ())))
             out, after = _run(plan, x, weights, tuple(states))
-        self.after.append({name: after[name] for name in expected})
+        self.after.append(after)
         return out
 
 
@@ -199,7 +197,7 @@ class _Layer(torch.autograd.Function):
         signal = arriving
         if plan.total:
             signal, arriving = units.total_signal(arriving)
-        grads = units.gradients(signal, plan.known, ctx.needs_input_grad[3:7])
+        grads = units.gradients(signal, plan.known)
         dx, first = units.own_step(arriving, ctx.needs_input_grad[2], any(ctx.needs_input_grad[7:]))
         states: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 7)
         if first is not None:
@@ -311,34 +309,40 @@ class _Units:
         product = spread(0)
         return product, spread(1) if self.plan.cell.inner_bias else product
 
-    def _met(self, name: str) -> Tensor | None:
-        """What a weight multiplies at each step (T, B, n), conjugate where complex; None is 1."""
-        if name in ("bias_ih", "bias_hh"):
-            return None
-        return (self.x if name == "weight_ih" else self.before[0]).conj()
+    def _met(self, side: str) -> Tensor:
+        """What the weights of a side multiply at each step, conjugate where complex, and 1 last where there is a bias:
+        (T, B, m), or (T, B, G, m) where each unit meets what is its own.
+        """
+        drive = side == "drive"
+        met = (self.x if drive else self.before[0]).conj()
+        if not drive and self.plan.cell.element_wise:
+            blocks = self.weights.recurrent.shape[0] // met.shape[-1]
+            met = (met if blocks == 1 else met.repeat(1, 1, blocks)).unsqueeze(-1)
+        bias = self.weights.input_bias if drive else self.weights.recurrent_bias
+        return met if bias is None else torch.nn.functional.pad(met, (0, 1), value=1)
 
-    def gradients(self, arriving: State, known: Influence | None, wanted: Sequence[bool]) -> list[Tensor | None]:
+    def gradients(self, arriving: State, known: Influence | None) -> list[Tensor | None]:
         """Of the weights, from what arrives at each step's state."""
         delta = [part.clone(memory_format=torch.contiguous_format) for part in arriving]
         flow = self.walk_back(delta)
-        product, drive = self._flows(delta)
-        found: list[Tensor | None] = []
-        for name, weight, want in zip(WEIGHTS, self.weights, wanted):
-            if not want or weight is None:
-                found.append(None)
-                continue
-            side, met = drive if name.endswith("ih") else product, self._met(name)
-            if met is None:
-                total = side.sum((0, 1))
-            elif name == "weight_hh" and self.plan.cell.element_wise:
-                total = (side.unflatten(-1, (-1, met.shape[-1])) * met.unsqueeze(-2)).sum((0, 1)).flatten()
+        by_side = {}
+        for side, flows in zip(SIDES, self._flows(delta)):
+            met = self._met(side)
+            if met.dim() == 3:
+                total = flows.flatten(0, 1).mT @ met.flatten(0, 1)
             else:
-                total = side.flatten(0, 1).mT @ met.flatten(0, 1)
-            if known is not None:
-                for part, arrived in enumerate(flow):
-                    total = total + _meet(arrived, known[name][:, part])
-            found.append(total.to(weight.dtype))
-        return found
+                total = (flows.unsqueeze(-1) * met).sum((0, 1))
+            for part, arrived in enumerate(flow if known is not None else ()):
+                total = total + _spread(arrived, known[side][:, part]).sum(0)  # pyright: ignore[reportOptionalSubscript]
+            by_side[side] = total
+        found: list[Tensor | None] = []
+        for side, weight, bias in (("drive", 0, 2), ("product", 1, 3)):
+            total = by_side[side]
+            columns = total.shape[-1] - (self.weights[bias] is not None)
+            given = self.weights[weight]
+            found.append(total[:, :columns].reshape(given.shape))  # pyright: ignore[reportOptionalMemberAccess]
+            found.append(total[:, -1] if self.weights[bias] is not None else None)
+        return [found[0], found[2], found[1], found[3]]
 
     def own_step(self, arriving: State, inputs: bool, states: bool) -> tuple[Tensor | None, list[Tensor] | None]:
         """What the losses of each step owe to that step's inputs (T, B, d), and to the states before it."""
@@ -357,34 +361,26 @@ class _Units:
         return dx, [part.unflatten(0, self.across) for part in before]
 
     def influence(self, known: Influence | None) -> Influence:
-        """Of every weight on its unit after the block, (B, p, *shape)."""
-        found: dict[str, list[Tensor]] = {name: [] for name, w in zip(WEIGHTS, self.weights) if w is not None}
+        """Of every weight on its unit after the block, (B, p, G, m) for each side."""
+        found: dict[str, list[Tensor]] = {side: [] for side in SIDES}
+        met = {side: self._met(side) for side in SIDES}
+        turned = {side: part.transpose(0, 1).contiguous() for side, part in met.items() if part.dim() == 3}
         for part in range(len(self.path)):
             delta = [torch.zeros_like(p) for p in self.path]
             delta[part][-1] = 1
             flow = self.walk_back(delta)
-            product, drive = self._flows(delta)
-            for name in found:
-                side, met = drive if name.endswith("ih") else product, self._met(name)
-                if met is None:
-                    total = side.sum(0)
-                elif name == "weight_hh" and self.plan.cell.element_wise:
-                    total = (side.unflatten(-1, (-1, met.shape[-1])) * met.unsqueeze(-2)).sum(0).flatten(1)
+            for side, flows in zip(SIDES, self._flows(delta)):
+                if side in turned:
+                    total = flows.transpose(0, 1).contiguous().mT @ turned[side]
                 else:
-                    total = side.permute(1, 2, 0) @ met.transpose(0, 1)
-                if known is not None and name in known:
-                    for other, arrived in enumerate(flow):
-                        total = total + _spread(arrived, known[name][:, other])
-                found[name].append(total)
-        return {name: torch.stack(parts, 1) for name, parts in found.items()}
+                    total = (flows.unsqueeze(-1) * met[side]).sum(0)
+                for other, arrived in enumerate(flow if known is not None else ()):
+                    total += _spread(arrived, known[side][:, other])  # pyright: ignore[reportOptionalSubscript]
+                found[side].append(total)
+        return {side: torch.stack(parts, 1) for side, parts in found.items()}
 
 
 def _spread(flow: Tensor, influence: Tensor) -> Tensor:
-    """A unit's number (B, H) on each of its weights (B, G, ...)."""
+    """A unit's number (B, H) on each of its weights (B, G, m)."""
     units = influence.unflatten(1, (-1, flow.shape[-1]))
-    return (units * flow.reshape(len(flow), 1, -1, *[1] * (units.dim() - 3))).flatten(1, 2)
-
-
-def _meet(flow: Tensor, influence: Tensor) -> Tensor:
-    """The same, summed over rows."""
-    return _spread(flow, influence).sum(0)
+    return (units * flow[:, None, :, None]).flatten(1, 2)

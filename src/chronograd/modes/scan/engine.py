@@ -43,8 +43,8 @@ class ParallelEngine:
         return run_layers(kind, inputs, initial, weights, dropout, edges, fresh, self._layer)
 
     def _layer(self, kind: str, inputs: Tensor, *rest: Any) -> State:
-        weight = rest[3]
-        loop = f"{kind} layer of {weight.shape[-1]} units"
+        initial = rest[2]
+        loop = f"{kind} layer of {initial[0].shape[-1]} units"
         if kind in LINEAR and inputs.device.type == "cpu" and not self.mode.always:
             self.ways.append(Way(loop, "loop", SLOWER))
             return run_projected(kind, inputs, *rest)

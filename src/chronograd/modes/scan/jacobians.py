@@ -6,6 +6,7 @@ on N rows, its factors, and from these the Jacobians in closed form::
     tanh, relu    J = diag(f') W
     GRU           J = diag(z) + sum over blocks k of diag(d h'/d product_k) W_k
     LSTM          the same for c' by h, then h' = o tanh(c') on top: [[dh'/dh, dh'/dc], [dc'/dh, dc'/dc]]
+    eLSTM         J = diag(f + zf w_z + fz w_f), and nothing beside its diagonal
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def jacobians(kind: str, factors: State, weight: Tensor) -> Tensor:
     >>> jacobians("tanh", (torch.tensor([[0.5]]),), torch.tensor([[3.0]]))
     tensor([[[1.5000]]])
     """
+    if weight.dim() == 1:
+        return torch.diag_embed(diagonals(kind, factors, weight))
     blocks = weight.unflatten(0, (-1, weight.shape[1]))  # (G / H, H, H)
     if kind == "tanh":
         return factors[0].unsqueeze(-1) * weight
@@ -59,7 +62,14 @@ def jacobians(kind: str, factors: State, weight: Tensor) -> Tensor:
 
 
 def diagonals(kind: str, factors: State, weight: Tensor) -> Tensor:
-    """The diagonal of J, (N, n), without J."""
+    """The diagonal of J, (N, n), without J; a tensor of its own.
+
+    >>> diagonals("elstm", (torch.tensor([[[0.5], [0.25]]]), torch.tensor([[0.75]])), torch.tensor([1.0, 2.0]))
+    tensor([[1.7500]])
+    """
+    if kind == "elstm":
+        to_product, f = factors
+        return f + (to_product * weight.view(2, -1)).sum(1)
     own = weight.unflatten(0, (-1, weight.shape[1])).diagonal(dim1=1, dim2=2)  # (G / H, H)
     if kind == "tanh":
         return factors[0] * own[0]

@@ -27,6 +27,8 @@ __all__ = ["LINEAR", "run_layer_at_once"]
 
 State = tuple[Tensor, ...]
 LINEAR = ("linear", "diagonal")
+# Nonlinear, with Jacobians that are their diagonals: Newton and quasi-Newton are one method, and exact.
+ELEMENTWISE = ("elstm",)
 
 
 def run_layer_at_once(
@@ -63,7 +65,7 @@ def run_layer_at_once(
         inputs, weight_ih, bias_ih, bias, *states = cast  # pyright: ignore[reportAssignmentType]
         drive = torch.nn.functional.linear(inputs, weight_ih, bias_ih)
         solver.check_dtype(weight.dtype, kind in LINEAR)
-        if kind not in LINEAR:
+        if kind not in LINEAR and kind not in ELEMENTWISE:
             solver.check_bytes(drive.shape[0] * drive.shape[1], CELLS[kind].parts * weight.shape[1], weight.dtype)
         out = _Layer.apply(_Plan(solver, kind, edges, known), drive, weight, bias, *states)
     return out if CELLS[kind].parts > 1 else (out,)  # pyright: ignore[reportReturnType]
@@ -155,7 +157,8 @@ def _states(plan: _Plan, drive: Tensor, weight: Tensor, bias: Tensor | None, ini
         if edges.reset is not None:
             given = start_anew(given, edges.reset, fresh, numbers)
         after, factors = step_all(cell, drive.flatten(0, 1), tuple(part.flatten(0, 1) for part in given), weight, bias)
-        jacobian = (jacobians if full else diagonals)(plan.kind, factors, weight)
+        derivative = jacobians if full and plan.kind not in ELEMENTWISE else diagonals
+        jacobian = derivative(plan.kind, factors, weight)
         return _flat(after).unflatten(0, (steps, rows)), jacobian.unflatten(0, (steps, rows))
 
     def walk(few: int) -> Tensor:
@@ -196,8 +199,8 @@ class _WayBack:
 
     def cotangents(self, given: Tensor) -> Tensor:
         """delta (T, B, n), from what the losses give (T, B, n)."""
-        plan = self.plan
-        if plan.kind not in LINEAR and plan.solver.mode.forward == "quasi":
+        plan, exact = self.plan, self.plan.kind in LINEAR or self.plan.kind in ELEMENTWISE
+        if not exact and plan.solver.mode.forward == "quasi":
             own = step_coefficients(self._each(diagonals), plan.edges, back=True)
             assert isinstance(own, Diagonal)
             every = slice(None)
@@ -210,7 +213,8 @@ class _WayBack:
         if plan.kind in LINEAR:
             coefficients = linear_coefficients(self.weight, edges, back=True)
         else:
-            coefficients = step_coefficients(self._each(jacobians)[1:], edges, back=True)
+            each = diagonals if plan.kind in ELEMENTWISE else jacobians
+            coefficients = step_coefficients(self._each(each)[1:], edges, back=True)
         delta = torch.empty_like(given)
         delta[-1] = given[-1]
         delta[:-1] = scan(coefficients, given[:-1], given[-1], reverse=True)

@@ -44,7 +44,8 @@ class Scan(Mode):
     Args:
         forward: ``"newton"`` with full Jacobians: few iterations, T B n^2 numbers for a state of n. ``"quasi"`` with
             their diagonals alone: more iterations, T B n numbers; the way back is then solved by iteration too.
-            ``"loop"``: the states by the ordinary loop, and only the way back by a scan of full Jacobians.
+            ``"loop"``: the states by the ordinary loop, and only the way back by a scan of full Jacobians. The
+            Jacobian of ``cg.ELSTM`` is its diagonal, so that all three take T B n numbers and the first two are one.
         always: also scan where the kernels' loop is faster: linear and diagonal layers on a CPU.
         iterations: how many Newton may take.
         tolerance: the change of the states at which they are done, relative to the largest of them, at least 1; None is
