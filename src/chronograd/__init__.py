@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .gradient import unroll as unroll
     from .gradient import value_and_grad as value_and_grad
     from .measure.compare import compare as compare
+    from .modes import PES as PES
     from .modes import RTRL as RTRL
     from .modes import Reverse as Reverse
     from .modes import Scan as Scan
@@ -44,6 +45,7 @@ _HOMES = {
     "Gradient": "gradient",
     "LSTM": "recurrence.layers",
     "LinearRNN": "recurrence.linear",
+    "PES": "modes",
     "RNN": "recurrence.layers",
     "RTRL": "modes",
     "RandomTruncation": "truncation",

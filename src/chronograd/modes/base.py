@@ -14,7 +14,8 @@ class Mode(ABC):
 
     ``exact`` says that the mode adds nothing to the truncation's own error, ``unbiased`` that it adds nothing to it in
     the mean over its draws, ``random`` that it draws, ``online`` that it walks forward with the data: what it knows of
-    the past is handed on in the carry, and no step is run again.
+    the past is handed on in the carry, and no step is run again; ``smoothed`` that the mean over its draws is the
+    gradient of the loss's mean over perturbed parameters, not of the loss itself.
     """
 
     name: ClassVar[str]
@@ -26,6 +27,11 @@ class Mode(ABC):
     def unbiased(self) -> bool:
         """Whether the mean over draws is the gradient that the truncation keeps."""
         return self.exact
+
+    @property
+    def smoothed(self) -> bool:
+        """Whether the mean over draws is the gradient of the smoothed loss."""
+        return False
 
     @property
     def row(self) -> str:

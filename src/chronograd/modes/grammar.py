@@ -1,4 +1,4 @@
-"""Modes as text: ``reverse``, ``reverse:256MB``, ``scan``, ``scan:quasi,200``, ``rtrl``."""
+"""Modes as text: ``reverse``, ``reverse:256MB``, ``scan``, ``scan:quasi,200``, ``rtrl``, ``pes:100,0.1``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .base import Mode
+from .evolution.mode import parse_pes
 from .forward.base import Forward, read_words
 from .forward.rtrl import RTRL
 from .reverse import Reverse
@@ -15,8 +16,8 @@ __all__ = ["GRAMMAR", "parse"]
 
 GRAMMAR = (
     "reverse, reverse:SIZE (as in 256MB), reverse:auto, "
-    "scan[:newton|quasi|loop][,always][,ITERATIONS][,TOLERANCE][,SIZE] "
-    "or rtrl[:SIZE]"
+    "scan[:newton|quasi|loop][,always][,ITERATIONS][,TOLERANCE][,SIZE], "
+    "rtrl[:SIZE] or pes:PARTICLES,SIGMA[,UNROLL][,reuse][,analytic][,SIZE]"
 )
 
 
@@ -43,6 +44,8 @@ def parse(text: str) -> Mode:
                 return parse_scan(words) if words else Scan()
             case "rtrl", _:
                 return _forward(RTRL, words)
+            case "pes", _:
+                return parse_pes(words)
     except ValueError as error:
         raise ValueError(f"mode {text!r}: {error}") from None
     raise ValueError(f"mode {text!r} is not understood; write {GRAMMAR}")
