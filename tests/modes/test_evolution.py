@@ -17,7 +17,7 @@ from chronograd.modes.evolution import swarm
 from chronograd.modes.evolution.noise import noise
 from oracle import Deep, Opaque, assert_close, assert_same_grads, squared
 
-T, B, N, SIGMA = 11, 3, 3, 0.2
+T, B, N, SIGMA = 9, 3, 2, 0.2
 torch.manual_seed(0)
 X, Y = torch.randn(T, B, 2, dtype=torch.float64), torch.randn(T, B, 2, dtype=torch.float64)
 RESET = torch.zeros(T, B, dtype=torch.bool)
@@ -28,7 +28,7 @@ EDGES = {
     "plain": {},
     "reset": {"reset": RESET},
     "whole": {"reset": WHOLE},
-    "all": {"reset": RESET, "lengths": torch.tensor([T, 9, 6]), "weights": torch.rand(T, B, dtype=torch.float64)},
+    "all": {"reset": RESET, "lengths": torch.tensor([T, 9, 5]), "weights": torch.rand(T, B, dtype=torch.float64)},
 }
 MODES = {
     "1": cg.PES(N, SIGMA),
@@ -210,7 +210,7 @@ def test_any_model(name, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("truncation", "cut"), [(cg.Chunks(4), {4, 8}), (cg.Window(5, 2), {1, 2, 3, 5, 6, 7, 8, 10})])
+@pytest.mark.parametrize(("truncation", "cut"), [(cg.Chunks(4), {4, 8}), (cg.Window(5, 2), {1, 2, 3, 5, 6, 7, 8})])
 def test_cuts_begin_anew_from_the_run_without_noise(truncation, cut, mode):
     model = build("gru")
     ours, _ = gradient(model, MODES[mode], truncation=truncation)
@@ -247,7 +247,7 @@ def test_particle_by_particle_is_the_same(monkeypatch):
 @pytest.mark.parametrize("name", ["gru", "opaque", "counting"])
 def test_a_stream_of_calls_equals_one_call_and_stays_small(name, mode, edges):
     model, carry, total, sizes = build(name), None, None, []
-    bounds = (0, 3, 6, 9, T) if mode == "analytic" else (0, 1, 2, 3, 7, T)
+    bounds = (0, 3, 6, T) if mode == "analytic" else (0, 1, 2, 3, 7, T)
     for begin, end in zip(bounds, bounds[1:]):
         edge = {key: value[begin:end] for key, value in EDGES[edges].items()}
         part, carry = gradient(model, MODES[mode], X[begin:end], Y[begin:end], carry, **edge)
@@ -436,6 +436,12 @@ def test_frozen_parameters_are_absent_and_no_weight_is_no_gradient():
     assert gradient(model, MODES["1"])[0].grads == {}
 
 
+def test_compare_draws_it_again():
+    model = build("tanh")
+    found = cg.compare(model, squared, X, Y, ["full pes:5,0.01"], draws=8).candidates[1]
+    assert found.draws == 8 and found.variance > 0 and not found.unbiased
+
+
 def test_text():
     for mode in (
         cg.PES(100, 0.1),
@@ -455,7 +461,7 @@ def test_what_is_refused():
     _, carry = gradient(model, MODES["1"], X[:5], Y[:5])
     with pytest.raises(ValueError, match="what mode pes knows of the past.*carry.cut"):
         gradient(model, cg.RTRL(), X[5:], Y[5:], carry)
-    with pytest.raises(ValueError, match=r"holds particles of mode pes:3,0.2, which mode pes:3,0.2,3 .*carry.cut"):
+    with pytest.raises(ValueError, match=r"holds particles of mode pes:2,0.2, which mode pes:2,0.2,3 .*carry.cut"):
         gradient(model, MODES["3"], X[5:], Y[5:], carry)
     with pytest.raises(ValueError, match="this model has|the carry's state is"):
         gradient(Read(cg.RNN(2, 6), 6).double(), MODES["1"], X[5:], Y[5:], carry)
