@@ -88,7 +88,7 @@ class PES(Mode):
     >>> mode.spec()
     'pes:50,0.1,5'
 
-    References: Vicol, Metz and Sohl-Dickstein 2021 (PES, PES-Analytic); Li, Harlap et al. 2023 (NRES); Metz et al. 2019
+    References: Vicol, Metz and Sohl-Dickstein 2021 (PES, PES-Analytic); Li et al. 2023 (NRES); Metz et al. 2019
     (truncated ES); Salimans et al. 2017 (ES).
     """
 
