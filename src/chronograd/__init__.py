@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .gradient import unroll as unroll
     from .gradient import value_and_grad as value_and_grad
     from .measure.compare import compare as compare
+    from .modes import PES as PES
     from .modes import RFLO as RFLO
     from .modes import RTRL as RTRL
     from .modes import EProp as EProp
@@ -50,6 +51,7 @@ _HOMES = {
     "Gradient": "gradient",
     "LSTM": "recurrence.layers",
     "LinearRNN": "recurrence.linear",
+    "PES": "modes",
     "RFLO": "modes",
     "RNN": "recurrence.layers",
     "RTRL": "modes",

@@ -20,7 +20,7 @@ __all__ = ["KINDS", "MODES", "ROWS", "Support", "every", "find", "refuse", "row_
 
 Door = Literal["value_and_grad", "unroll"]
 KINDS = ("layers", "opaque", "whole")
-MODES = ("reverse", "reverse within a budget", "scan", "forward")
+MODES = ("reverse", "reverse within a budget", "scan", "forward", "evolution")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ _HOW = {
             "gates": ", the gates multiply the influence",
         }.items()
     },
+    **{
+        ("evolution", kind, way): f"perturbed runs along with the data{how}"
+        for kind in ("layers", "opaque")
+        for way, how in {"full": "", "cuts": ", set back to the run without noise at cuts"}.items()
+    },
     ("scan", "layers", "full"): _AT_ONCE,
     ("scan", "layers", "cuts"): f"{_AT_ONCE}; cuts are zeros among the Jacobians",
     ("scan", "layers", "gates"): f"{_AT_ONCE}; gates are factors of the Jacobians",
@@ -113,6 +118,14 @@ _NO_WINDOWS_FORWARD = Support(
     why="windows that overlap would each need an influence of their own",
     remedy="use mode=cg.Reverse(), or gates: cg.Chunks, cg.RandomTruncation, cg.Window with k2 <= k1",
 )
+_NO_WINDOWS_OF_PARTICLES = Support(
+    why="windows that overlap would each need particles of their own",
+    remedy="use mode=cg.Reverse(), or gates: cg.Full, cg.Chunks, cg.Window with k2 <= k1",
+)
+_NO_GATES_OF_PARTICLES = Support(
+    why="the weights 1 / (1 - c) belong to what flows back through a gate, and perturbed runs have no way back",
+    remedy="use cg.Full(), whose gradient has no truncation's bias either, or cg.Chunks for truncated ES",
+)
 _WHOLE_FORWARD = Support(
     why="the model hides its steps, so it cannot walk forward with the data",
     remedy="use mode=cg.Reverse() and cg.Full()",
@@ -136,13 +149,17 @@ def find(row: str, mode: str, kind: str, door: Door = "value_and_grad") -> Suppo
     if door == "unroll" and mode != "reverse":
         return _REVERSE_ONLY
     if kind == "whole" and (row != "full" or mode != "reverse"):
-        return {"reverse": _WHOLE, "scan": _NO_LOOP, "forward": _WHOLE_FORWARD}.get(mode, _WHOLE_IN_PARTS)
+        return {"reverse": _WHOLE, "scan": _NO_LOOP, "forward": _WHOLE_FORWARD, "evolution": _WHOLE_FORWARD}.get(
+            mode, _WHOLE_IN_PARTS
+        )
     if door == "unroll" and row in _SPANS:
         return _NO_WINDOWS
     if mode == "scan" and (kind == "opaque" or row in _SPANS):
         return _NO_LOOP if kind == "opaque" else _NO_SCAN_OF_WINDOWS
     if mode == "forward" and row in _SPANS:
         return _NO_WINDOWS_FORWARD
+    if mode == "evolution" and row in (*_SPANS, "random"):
+        return _NO_GATES_OF_PARTICLES if row == "random" else _NO_WINDOWS_OF_PARTICLES
     way = _WAYS.get(row, "spans")
     return Support(_HOW[mode, kind, "gates" if door == "unroll" and way == "cuts" else way])
 

@@ -317,8 +317,9 @@ def test_the_matrix_says_what_happens(door, mode, truncation, kind):
     def call():
         if door == "unroll":
             return cg.unroll(model, x, truncation=truncation)
-        text = "reverse:1MB" if mode == "reverse within a budget" else mode
-        return cg.value_and_grad(model, squared, x, y, truncation=truncation, mode=parse(text))
+        texts = {"reverse within a budget": "reverse:1MB", "forward": "rtrl", "evolution": "pes:2,0.1"}
+        mode_given = parse(texts.get(mode, mode))
+        return cg.value_and_grad(model, squared, x, y, truncation=truncation, mode=mode_given)
 
     if support:
         result, carry = call()

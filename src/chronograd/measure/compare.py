@@ -143,7 +143,7 @@ def _measure(
     exact, _ = question.gradient(*EXACT)  # first, so that what cannot be computed is refused
     pairs = [(truncation, Reverse()) for truncation in usual_candidates(question.steps)] if given is None else given
     pairs = [EXACT, *dict.fromkeys(pair for pair in pairs if pair != EXACT)]
-    times = {pair: draws if pair[0].random else REPEATS for pair in pairs}
+    times = {pair: draws if _random(pair) else REPEATS for pair in pairs}
     progress = _Progress(on_progress, 1 + len(pairs) + sum(times.values()))
 
     progress.note("the minibatch's noise")
@@ -168,13 +168,13 @@ def _measure(
                 progress.note(str(pair[0]))
                 took, (gradient, _) = seconds(partial(question.gradient, *pair, draw=draw))
                 clocks[pair].append(took)
-                if pair[0].random or draw == 0:
+                if draw == 0 or _random(pair):
                     errors[pair].add(flatten(gradient, exact))
     rows = [
         Candidate(
             truncation=str(pair[0]),
             mode=str(pair[1]),
-            unbiased=pair[0].unbiased and pair[1].exact,
+            unbiased=pair[0].unbiased and pair[1].unbiased,
             look_back=question.look_back(*pair),
             seconds=median(clocks[pair]),
             peak_bytes=peaks[pair],
@@ -213,6 +213,11 @@ def _pair(entry: Any) -> Pair:
         f"compare: {shown(entry)} is no truncation, name of one or (truncation, mode) pair, such as cg.Chunks(35) "
         "or 'chunks:35'"
     )
+
+
+def _random(pair: Pair) -> bool:
+    """Whether truncation or mode draw, so that one estimate does not tell."""
+    return pair[0].random or pair[1].random
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """How the kept terms are added up."""
 
 from .base import Mode
+from .evolution.mode import PES
 from .forward.eprop import EProp
 from .forward.rflo import RFLO
 from .forward.rtrl import RTRL
@@ -9,4 +10,4 @@ from .grammar import parse
 from .reverse import Reverse
 from .scan.mode import Scan
 
-__all__ = ["RFLO", "RTRL", "EProp", "Mode", "Reverse", "Scan", "SnAp", "parse"]
+__all__ = ["PES", "RFLO", "RTRL", "EProp", "Mode", "Reverse", "Scan", "SnAp", "parse"]

@@ -13,8 +13,9 @@ class Mode(ABC):
     """A way to add up the kept terms: a frozen dataclass of plain numbers.
 
     ``exact`` says that the mode adds nothing to the truncation's own error, ``unbiased`` that it adds nothing to it in
-    the mean over its draws, ``random`` that it draws. ``walks`` says that it walks forward: what it knows of the past
-    is handed on in the carry, and no step is run again; ``online``, that it can do so one step at a time.
+    the mean over its draws, ``random`` that it draws; ``smoothed`` that the mean over its draws is the gradient of the
+    loss's mean over perturbed parameters, not of the loss itself. ``walks`` says that it walks forward: what it knows
+    of the past is handed on in the carry, and no step is run again; ``online``, that it can do so one step at a time.
     """
 
     name: ClassVar[str]
@@ -27,6 +28,11 @@ class Mode(ABC):
     def unbiased(self) -> bool:
         """Whether the mean over draws is the gradient that the truncation keeps."""
         return self.exact
+
+    @property
+    def smoothed(self) -> bool:
+        """Whether the mean over draws is the gradient of the smoothed loss."""
+        return False
 
     @property
     def row(self) -> str:

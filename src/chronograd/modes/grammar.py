@@ -1,4 +1,4 @@
-"""Modes as text: ``reverse``, ``reverse:256MB``, ``scan``, ``scan:quasi,200``, ``rtrl``."""
+"""Modes as text: ``reverse``, ``reverse:256MB``, ``scan``, ``scan:quasi,200``, ``rtrl``, ``pes:100,0.1``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .base import Mode
+from .evolution.mode import parse_pes
 from .forward.base import Forward, read_words
 from .forward.eprop import EProp
 from .forward.rflo import RFLO
@@ -18,8 +19,9 @@ __all__ = ["GRAMMAR", "parse"]
 
 GRAMMAR = (
     "reverse, reverse:SIZE (as in 256MB), reverse:auto, "
-    "scan[:newton|quasi|loop][,always][,ITERATIONS][,TOLERANCE][,SIZE] "
-    "rtrl[:SIZE], snap[:N][,SIZE], rflo[:SIZE] or eprop[:partial|total][,SIZE]"
+    "scan[:newton|quasi|loop][,always][,ITERATIONS][,TOLERANCE][,SIZE], "
+    "rtrl[:SIZE], snap[:N][,SIZE], rflo[:SIZE], eprop[:partial|total][,SIZE] "
+    "or pes:PARTICLES,SIGMA[,UNROLL][,reuse][,analytic][,SIZE]"
 )
 
 
@@ -46,6 +48,8 @@ def parse(text: str) -> Mode:
                 return parse_scan(words) if words else Scan()
             case "rtrl", _:
                 return _forward(RTRL, words)
+            case "pes", _:
+                return parse_pes(words)
             case "rflo", _:
                 return _forward(RFLO, words)
             case "snap", _:

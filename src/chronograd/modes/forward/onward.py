@@ -115,15 +115,15 @@ def refuse_draws(mode: Any, recurrence: Recurrence) -> None:
         )
 
 
-def refuse_bytes(mode: Any, wanted: int, limit: int, what: str, instead: str) -> None:
-    """Refuse influence that takes more than ``limit`` bytes.
+def refuse_bytes(mode: Any, wanted: int, limit: int, what: str, instead: str, kept: str = "influence") -> None:
+    """Refuse influence, or what else is ``kept``, that takes more than ``limit`` bytes.
 
     Raises:
         ValueError: in one line: how many, of what, and what to do.
     """
     if wanted > limit:
         raise ValueError(
-            f"mode {mode} would keep {wanted / 1e6:,.0f} MB of influence ({what}), above its limit of "
+            f"mode {mode} would keep {wanted / 1e6:,.0f} MB of {kept} ({what}), above its limit of "
             f"{limit / 1e6:,.0f} MB; use {instead}, fewer rows or units, or a higher limit"
         )
 
