@@ -185,7 +185,9 @@ class Recurrence:
 
     @cached_property
     def draws(self) -> bool:
-        """Whether the model draws random numbers (dropout), seen on two steps."""
+        """Whether the model draws random numbers (dropout), seen on two steps; a bare layer of ours says so itself."""
+        if own_layout(self.model) is not None:
+            return self.model.training and getattr(self.model, "dropout", 0) > 0 and self.model.num_layers > 1
         with quiet(self.model), self._looking():
             before = torch.get_rng_state()
             self._answer(self.few(2), None)

@@ -20,29 +20,25 @@ no more: influence over earlier steps through them is left out. The same holds f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from chronograd.carry import Piece
 from chronograd.kernels import CELLS, Edges, run_projected
-from chronograd.kernels.cells import Cell
-from chronograd.kernels.own import own_back
 from chronograd.kernels.reference import refuse_twice, states_before
 from chronograd.modes.losses import Losses
 from chronograd.modes.replay import device_of
 from chronograd.recurrence.sequence import LayerWeights, Path, run_layers
 from chronograd.recurrence.states import detach
 
-from .layer import cell_factors
 from .onward import Onward, check_shapes, refuse_bytes, refuse_draws
+from .units import Influence, Plan, Units, shapes
 
 __all__ = ["OwnWalk"]
 
 State = tuple[Tensor, ...]
-Influence = dict[str, Tensor]  # (B, p, G, m) for each side
-SIDES = ("product", "drive")  # weights on the state before, and on the inputs; a bias with each
 
 
 class OwnWalk:
@@ -69,7 +65,8 @@ class OwnWalk:
         engine = _Engine(self)
         outputs, final = onward.recurrence.watch(piece.inputs, detach(state), edges, engine)
         onward.tally.add(losses.sum(outputs), onward.scale)
-        self.influence = engine.after
+        with torch.no_grad():
+            self.influence = [units.influence(units.plan.known) for units in engine.seen]
         return detach(final)
 
 
@@ -104,7 +101,7 @@ class _Engine:
 
     def __init__(self, walk: OwnWalk) -> None:
         self.walk = walk
-        self.after: list[Influence] = []
+        self.seen: list[Units] = []
 
     def layers(
         self,
@@ -135,56 +132,39 @@ class _Engine:
         fresh: State | None = None,
     ) -> State:
         weights = LayerWeights(weight_ih, weight, bias_ih, bias)
-        known = self.walk.influence[len(self.after)] if self.walk.influence else None
+        known = self.walk.influence[len(self.seen)] if self.walk.influence else None
         if fresh is None and edges.reset is not None:
             fresh = tuple(weight.new_zeros(int(edges.reset.sum()), part.shape[-1]) for part in initial)
-        plan = _Plan(kind, edges, known, self.walk.through_weights, self.walk.total)
-        meets = {"drive": weight_ih.shape[1], "product": 1 if weight.dim() == 1 else weight.shape[1]}
-        biases = {"drive": bias_ih, "product": bias}
-        lead = (inputs.shape[1], CELLS[kind].parts, weight.shape[0])
-        expected = {side: (*lead, meets[side] + (biases[side] is not None)) for side in SIDES}
+        parts = CELLS[kind].parts
+        plan = Plan(kind, edges, known, self.walk.through_weights, self.walk.total)
+        expected = shapes(kind, inputs.shape[1], weights)
         if known is not None:
             check_shapes(self.walk.mode, known, expected)
         else:
             wanted = sum(torch.Size(shape).numel() for shape in expected.values()) * weight.element_size()
-            what = f"{lead[0]} rows, {lead[1]} for each weight of a {kind} layer of {weight.shape[-1]} units"
+            what = f"{inputs.shape[1]} rows, {parts} for each weight of a {kind} layer of {weight.shape[-1]} units"
             refuse_bytes(self.walk.mode, wanted, self.walk.mode.limit, what, "mode=cg.Reverse()")
         with torch.autocast(inputs.device.type, enabled=False):
             x, *states = (part.to(weight.dtype) for part in (inputs, *initial, *(fresh or ())))
-            out, after = _run(plan, x, weights, tuple(states))
-        self.after.append(after)
-        return out
+            units = _units(plan, x, weights, tuple(states))
+            self.seen.append(units)
+            out = _Layer.apply(plan, units, x, *weights, *states)
+        return out if parts > 1 else (out,)  # pyright: ignore[reportReturnType]
 
 
-class _Plan(NamedTuple):
-    """What a layer is told that is no tensor of its graph."""
-
-    kind: str
-    edges: Edges
-    known: Influence | None
-    through_weights: bool
-    total: bool
-
-    @property
-    def cell(self) -> Cell:
-        return CELLS[self.kind]
-
-
-def _run(plan: _Plan, x: Tensor, weights: LayerWeights, states: State) -> tuple[State, Influence]:
+def _units(plan: Plan, x: Tensor, weights: LayerWeights, states: State) -> Units:
+    """Run a layer without a graph, and look at its units."""
     parts = plan.cell.parts
     with torch.no_grad():
         initial, fresh = states[:parts], states[parts:]
         w_ih, w_hh, b_ih, b_hh = weights
         path = run_projected(plan.kind, x, w_ih, b_ih, initial, w_hh, b_hh, plan.edges, fresh or None)
-        units = _Units(plan, x, states_before(initial, path, plan.edges, fresh), path, weights)
-        after = units.influence(plan.known)
-    out = _Layer.apply(plan, units, x, *weights, *states)
-    return (out if parts > 1 else (out,)), after  # pyright: ignore[reportReturnType]
+        return Units(plan, x, states_before(initial, path, plan.edges, fresh), path, weights)
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, units: _Units, x: Tensor, *rest: Tensor | None):
+    def forward(ctx: Any, plan: Plan, units: Units, x: Tensor, *rest: Tensor | None):
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.units = plan, units
         return units.path if plan.cell.parts > 1 else units.path[0]  # pyright: ignore[reportGeneralTypeIssues]
@@ -207,180 +187,3 @@ class _Layer(torch.autograd.Function):
             if edges.reset is not None:
                 states[parts:] = [part[edges.reset] for part in first]
         return None, None, dx, *grads, *states
-
-
-class _Units:
-    """The units of a layer over a block of steps: how each answers to its products, and to itself."""
-
-    def __init__(self, plan: _Plan, x: Tensor, before: State, path: State, weights: LayerWeights) -> None:
-        self.plan, self.x, self.path = plan, x, path
-        self.before, self.weights = before, weights
-        self.across, self.count = x.shape[:2], x.shape[0] * x.shape[1]
-        self.factors = cell_factors(plan.kind, x, before, path, weights)
-        cell, edges, weight = plan.cell, plan.edges, weights.recurrent
-        shape = path[0].flatten(0, 1).shape
-        ones, none = (path[0].new_full((), value).expand(shape) for value in (1, 0))
-        gates = None if edges.gates is None else edges.gates.to(weight.real.dtype).unsqueeze(-1)
-        still = None if edges.valid is None else ~edges.valid.unsqueeze(-1)
-        # answers[p] (T, B, G): of part p to the products, and the drives; own[p][o] (T, B, H): of p to part o before.
-        self.answers: list[tuple[Tensor, Tensor]] = []
-        self.own: list[list[Tensor | None]] = []
-        for part in range(cell.parts):
-            delta = tuple(ones if other == part else none for other in range(cell.parts))
-            product, drive, past = self._back(delta)
-            to_h = past[0]
-            if plan.through_weights or cell.element_wise:
-                to_h = self._through(product, to_h)
-            own = [None if o is None else o.unflatten(0, self.across) for o in (to_h, *past[1:])]
-            product, drive = product.unflatten(0, self.across), drive.unflatten(0, self.across)
-            if still is not None:
-                drive = drive.masked_fill(still, 0) if drive is not product else drive
-                product = product.masked_fill(still, 0)
-                drive = drive if cell.inner_bias else product
-                same = [(still if o == part else ~still & still).to(product) for o in range(cell.parts)]
-                own = [torch.where(still, s, torch.zeros_like(path[0]) if o is None else o) for s, o in zip(same, own)]
-            if edges.reset is not None:
-                own = [None if o is None else o.masked_fill(edges.reset.unsqueeze(-1), 0) for o in own]
-            if gates is not None:
-                own = [None if o is None else (o * gates).masked_fill(gates == 0, 0) for o in own]
-            self.answers.append((product, drive))
-            self.own.append([None if o is None else o.contiguous() for o in own])
-
-    def _back(self, delta: State) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-        """One step back of T B rows: to products and drives (N, G), and to the old parts beside the products."""
-        weight = self.weights.recurrent
-        product = delta[0].new_empty(self.count, weight.shape[0])
-        drive = torch.empty_like(product) if self.plan.cell.inner_bias else product
-        return product, drive, self.plan.cell.backward(delta, self.factors, product, drive)
-
-    def _through(self, product: Tensor, add: Tensor | None) -> Tensor:
-        """To a unit's own h before, through its own recurrent weights."""
-        weight = self.weights.recurrent
-        if self.plan.cell.element_wise:
-            return self.plan.cell.product_back(product, weight, add)
-        diagonal = weight.unflatten(0, (-1, weight.shape[1])).diagonal(dim1=1, dim2=2).flatten()  # (G,)
-        through = (product * diagonal).unflatten(-1, (-1, weight.shape[1])).sum(-2)
-        return through if add is None else add + through
-
-    def walk_back(self, delta: list[Tensor]) -> list[Tensor]:
-        """From what arrives at each step, (T, B, H) for each part, to all that flows into it, in place; what is left
-        before the first step.
-        """
-        return own_back(self.own, delta)
-
-    def total_signal(self, arriving: State) -> tuple[State, State]:
-        """The learning signals: total derivatives by what each unit tells the others; and delta, by the unit at all."""
-        edges, cell, weight = self.plan.edges, self.plan.cell, self.weights.recurrent
-        steps, rows = self.across
-        factors = list(zip(*(part.unflatten(0, self.across) for part in self.factors))) or [()] * steps
-        gates = None if edges.gates is None else edges.gates.to(weight.real.dtype).unsqueeze(-1)
-        signal, delta = [part.clone() for part in arriving], [part.clone() for part in arriving]
-        for t in range(steps - 1, 0, -1):
-            here = tuple(part[t] for part in delta)
-            product = here[0].new_empty(rows, weight.shape[0])
-            drive = torch.empty_like(product) if cell.inner_bias else product
-            past = cell.backward(here, factors[t], product, drive)
-            through = [cell.product_back(product, weight, past[0]), *past[1:]]
-            if edges.valid is not None:
-                through = [torch.where(edges.valid[t].unsqueeze(-1), o, h) for o, h in zip(through, here)]
-            if edges.reset is not None:
-                through = [part.masked_fill(edges.reset[t].unsqueeze(-1), 0) for part in through]
-            if gates is not None:
-                through = [(part * gates[t]).masked_fill(gates[t] == 0, 0) for part in through]
-            for other, part in enumerate(through):
-                delta[other][t - 1] += part
-                owned = [o[other] for o in self.own]
-                by_own = sum((o[t] * h for o, h in zip(owned, here) if o is not None), torch.zeros_like(part))
-                signal[other][t - 1] += part - by_own
-        return tuple(signal), tuple(delta)
-
-    def _flows(self, delta: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Cotangents of products and drives (T, B, G), from those of the parts."""
-        blocks = self.answers[0][0].shape[-1] // delta[0].shape[-1]
-
-        def spread(side: int) -> Tensor:
-            total = None
-            for answers, part in zip(self.answers, delta):
-                here = (answers[side].unflatten(-1, (blocks, -1)) * part.unsqueeze(-2)).flatten(-2)
-                total = here if total is None else total + here
-            assert total is not None
-            return total
-
-        product = spread(0)
-        return product, spread(1) if self.plan.cell.inner_bias else product
-
-    def _met(self, side: str) -> Tensor:
-        """What the weights of a side multiply at each step, conjugate where complex, and 1 last where there is a bias:
-        (T, B, m), or (T, B, G, m) where each unit meets what is its own.
-        """
-        drive = side == "drive"
-        met = (self.x if drive else self.before[0]).conj()
-        if not drive and self.plan.cell.element_wise:
-            blocks = self.weights.recurrent.shape[0] // met.shape[-1]
-            met = (met if blocks == 1 else met.repeat(1, 1, blocks)).unsqueeze(-1)
-        bias = self.weights.input_bias if drive else self.weights.recurrent_bias
-        return met if bias is None else torch.nn.functional.pad(met, (0, 1), value=1)
-
-    def gradients(self, arriving: State, known: Influence | None) -> list[Tensor | None]:
-        """Of the weights, from what arrives at each step's state."""
-        delta = [part.clone(memory_format=torch.contiguous_format) for part in arriving]
-        flow = self.walk_back(delta)
-        by_side = {}
-        for side, flows in zip(SIDES, self._flows(delta)):
-            met = self._met(side)
-            if met.dim() == 3:
-                total = flows.flatten(0, 1).mT @ met.flatten(0, 1)
-            else:
-                total = (flows.unsqueeze(-1) * met).sum((0, 1))
-            for part, arrived in enumerate(flow if known is not None else ()):
-                total = total + _spread(arrived, known[side][:, part]).sum(0)  # pyright: ignore[reportOptionalSubscript]
-            by_side[side] = total
-        found: list[Tensor | None] = []
-        for side, weight, bias in (("drive", 0, 2), ("product", 1, 3)):
-            total = by_side[side]
-            columns = total.shape[-1] - (self.weights[bias] is not None)
-            given = self.weights[weight]
-            found.append(total[:, :columns].reshape(given.shape))  # pyright: ignore[reportOptionalMemberAccess]
-            found.append(total[:, -1] if self.weights[bias] is not None else None)
-        return [found[0], found[2], found[1], found[3]]
-
-    def own_step(self, arriving: State, inputs: bool, states: bool) -> tuple[Tensor | None, list[Tensor] | None]:
-        """What the losses of each step owe to that step's inputs (T, B, d), and to the states before it."""
-        if not inputs and not states:
-            return None, None
-        product, drive, past = self._back(tuple(part.flatten(0, 1) for part in arriving))
-        if self.plan.edges.valid is not None:
-            still = ~self.plan.edges.valid.flatten().unsqueeze(-1)
-            product, drive = product.masked_fill(still, 0), drive.masked_fill(still, 0)
-            past = tuple(None if part is None else part.masked_fill(still, 0) for part in past)
-        dx = (drive @ self.weights.input.conj()).unflatten(0, self.across) if inputs else None
-        if not states:
-            return dx, None
-        first = self.plan.cell.product_back(product, self.weights.recurrent, past[0])
-        before = [torch.zeros_like(first) if part is None else part for part in (first, *past[1:])]
-        return dx, [part.unflatten(0, self.across) for part in before]
-
-    def influence(self, known: Influence | None) -> Influence:
-        """Of every weight on its unit after the block, (B, p, G, m) for each side."""
-        found: dict[str, list[Tensor]] = {side: [] for side in SIDES}
-        met = {side: self._met(side) for side in SIDES}
-        turned = {side: part.transpose(0, 1).contiguous() for side, part in met.items() if part.dim() == 3}
-        for part in range(len(self.path)):
-            delta = [torch.zeros_like(p) for p in self.path]
-            delta[part][-1] = 1
-            flow = self.walk_back(delta)
-            for side, flows in zip(SIDES, self._flows(delta)):
-                if side in turned:
-                    total = flows.transpose(0, 1).contiguous().mT @ turned[side]
-                else:
-                    total = (flows.unsqueeze(-1) * met[side]).sum(0)
-                for other, arrived in enumerate(flow if known is not None else ()):
-                    total += _spread(arrived, known[side][:, other])  # pyright: ignore[reportOptionalSubscript]
-                found[side].append(total)
-        return {side: torch.stack(parts, 1) for side, parts in found.items()}
-
-
-def _spread(flow: Tensor, influence: Tensor) -> Tensor:
-    """A unit's number (B, H) on each of its weights (B, G, m)."""
-    units = influence.unflatten(1, (-1, flow.shape[-1]))
-    return (units * flow[:, None, :, None]).flatten(1, 2)

@@ -1,0 +1,249 @@
+"""The units of a layer over a block of steps: how each answers to its products, and to itself, and what follows for the
+influence of its weights and for their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from chronograd.kernels import CELLS, Edges
+from chronograd.kernels.cells import Cell
+from chronograd.kernels.own import own_back
+from chronograd.recurrence.sequence import LayerWeights
+
+from .layer import cell_factors
+
+__all__ = ["Influence", "Plan", "Units", "shapes"]
+
+State = tuple[Tensor, ...]
+Influence = dict[str, Tensor]  # (B, p, G, m) for each side
+
+
+class Plan(NamedTuple):
+    """What a layer is told that is no tensor of its graph."""
+
+    kind: str
+    edges: Edges
+    known: Influence | None
+    through_weights: bool
+    total: bool
+
+    @property
+    def cell(self) -> Cell:
+        return CELLS[self.kind]
+
+
+def shapes(kind: str, rows: int, weights: LayerWeights) -> dict[str, tuple[int, ...]]:
+    """Of the influence of a layer's weights; see ``Units.sides``."""
+    cell, features = CELLS[kind], weights.input.shape[1]
+    lead = (rows, cell.parts, weights.recurrent.shape[0])
+    biased = [bias is not None for bias in (weights.input_bias, weights.recurrent_bias)]
+    if not cell.inner_bias and not cell.element_wise:
+        return {"all": (*lead, features + weights.recurrent.shape[1] + any(biased))}
+    meets = 1 if cell.element_wise else weights.recurrent.shape[1]
+    return {"product": (*lead, meets + biased[1]), "drive": (*lead, features + biased[0])}
+
+
+class Units:
+    """The units of a layer over a block of steps: how each answers to its products, and to itself."""
+
+    def __init__(self, plan: Plan, x: Tensor, before: State, path: State, weights: LayerWeights) -> None:
+        self.plan, self.x, self.path = plan, x, path
+        self.before, self.weights = before, weights
+        self.across, self.count = x.shape[:2], x.shape[0] * x.shape[1]
+        self.factors = cell_factors(plan.kind, x, before, path, weights)
+        cell, edges, weight = plan.cell, plan.edges, weights.recurrent
+        shape = path[0].flatten(0, 1).shape
+        ones, none = (path[0].new_full((), value).expand(shape) for value in (1, 0))
+        gates = None if edges.gates is None else edges.gates.to(weight.real.dtype).unsqueeze(-1)
+        still = None if edges.valid is None else ~edges.valid.unsqueeze(-1)
+        # answers[p] (T, B, G): of part p to the products, and the drives; own[p][o] (T, B, H): of p to part o before.
+        self.answers: list[tuple[Tensor, Tensor]] = []
+        self.own: list[list[Tensor | None]] = []
+        for part in range(cell.parts):
+            delta = tuple(ones if other == part else none for other in range(cell.parts))
+            product, drive, past = self._back(delta)
+            to_h = past[0]
+            if plan.through_weights or cell.element_wise:
+                to_h = self._through(product, to_h)
+            own = [None if o is None else o.unflatten(0, self.across) for o in (to_h, *past[1:])]
+            product, drive = product.unflatten(0, self.across), drive.unflatten(0, self.across)
+            if still is not None:
+                drive = drive.masked_fill(still, 0) if drive is not product else drive
+                product = product.masked_fill(still, 0)
+                drive = drive if cell.inner_bias else product
+                same = [(still if o == part else ~still & still).to(product) for o in range(cell.parts)]
+                own = [torch.where(still, s, torch.zeros_like(path[0]) if o is None else o) for s, o in zip(same, own)]
+            if edges.reset is not None:
+                own = [None if o is None else o.masked_fill(edges.reset.unsqueeze(-1), 0) for o in own]
+            if gates is not None:
+                own = [None if o is None else (o * gates).masked_fill(gates == 0, 0) for o in own]
+            self.answers.append((product, drive))
+            self.own.append([None if o is None else o.contiguous() for o in own])
+
+    def _back(self, delta: State) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+        """One step back of T B rows: to products and drives (N, G), and to the old parts beside the products."""
+        weight = self.weights.recurrent
+        product = delta[0].new_empty(self.count, weight.shape[0])
+        drive = torch.empty_like(product) if self.plan.cell.inner_bias else product
+        return product, drive, self.plan.cell.backward(delta, self.factors, product, drive)
+
+    def _through(self, product: Tensor, add: Tensor | None) -> Tensor:
+        """To a unit's own h before, through its own recurrent weights."""
+        weight = self.weights.recurrent
+        if self.plan.cell.element_wise:
+            return self.plan.cell.product_back(product, weight, add)
+        diagonal = weight.unflatten(0, (-1, weight.shape[1])).diagonal(dim1=1, dim2=2).flatten()  # (G,)
+        through = (product * diagonal).unflatten(-1, (-1, weight.shape[1])).sum(-2)
+        return through if add is None else add + through
+
+    def total_signal(self, arriving: State) -> tuple[State, State]:
+        """The learning signals: total derivatives by what each unit tells the others; and delta, by the unit at all."""
+        edges, cell, weight = self.plan.edges, self.plan.cell, self.weights.recurrent
+        steps, rows = self.across
+        factors = list(zip(*(part.unflatten(0, self.across) for part in self.factors))) or [()] * steps
+        gates = None if edges.gates is None else edges.gates.to(weight.real.dtype).unsqueeze(-1)
+        signal, delta = [part.clone() for part in arriving], [part.clone() for part in arriving]
+        for t in range(steps - 1, 0, -1):
+            here = tuple(part[t] for part in delta)
+            product = here[0].new_empty(rows, weight.shape[0])
+            drive = torch.empty_like(product) if cell.inner_bias else product
+            past = cell.backward(here, factors[t], product, drive)
+            through = [cell.product_back(product, weight, past[0]), *past[1:]]
+            if edges.valid is not None:
+                through = [torch.where(edges.valid[t].unsqueeze(-1), o, h) for o, h in zip(through, here)]
+            if edges.reset is not None:
+                through = [part.masked_fill(edges.reset[t].unsqueeze(-1), 0) for part in through]
+            if gates is not None:
+                through = [(part * gates[t]).masked_fill(gates[t] == 0, 0) for part in through]
+            for other, part in enumerate(through):
+                delta[other][t - 1] += part
+                owned = [o[other] for o in self.own]
+                by_own = sum((o[t] * h for o, h in zip(owned, here) if o is not None), torch.zeros_like(part))
+                signal[other][t - 1] += part - by_own
+        return tuple(signal), tuple(delta)
+
+    def _flows(self, delta: Sequence[Tensor], side: int, steps: slice = slice(None)) -> Tensor:
+        """Cotangents of the products (side 0) or drives (1), (T, B, G), from those of the parts."""
+        blocks = self.answers[0][0].shape[-1] // delta[0].shape[-1]
+        if not self.factors and self.plan.edges.valid is None:  # a linear cell answers with what it is given
+            return delta[0][steps]
+        total = None
+        for answers, part in zip(self.answers, delta):
+            answer, part = answers[side][steps], part[steps]
+            if blocks > 1:
+                here = (answer.unflatten(-1, (blocks, -1)) * part.unsqueeze(-2)).flatten(-2)
+            else:
+                here = answer * part
+            total = here if total is None else total + here
+        assert total is not None
+        return total
+
+    @cached_property
+    def sides(self) -> dict[str, tuple[int, Tensor]]:
+        """What groups of weights answer to (products 0, drives 1) and meet at each step: (T, B, m), 1 last where there
+        is a bias, conjugate where complex; (T, B, G, m) where each unit meets what is its own.
+
+        Where products and drives have the same cotangents, all weights are one group.
+        """
+        cell, weights = self.plan.cell, self.weights
+        x, h = self.x.conj(), self.before[0].conj()
+        if not cell.inner_bias and not cell.element_wise:
+            biased = weights.input_bias is not None or weights.recurrent_bias is not None
+            one = [h.new_ones(()).expand(*self.across, 1)] if biased else []
+            return {"all": (0, torch.cat([x, h, *one], -1))}
+        if cell.element_wise:
+            blocks = weights.recurrent.shape[0] // h.shape[-1]
+            h = (h if blocks == 1 else h.repeat(1, 1, blocks)).unsqueeze(-1)
+        given = (("product", 0, h, weights.recurrent_bias), ("drive", 1, x, weights.input_bias))
+        pad = torch.nn.functional.pad
+        return {name: (side, met if b is None else pad(met, (0, 1), value=1)) for name, side, met, b in given}
+
+    def gradients(self, arriving: Sequence[Tensor], known: Influence | None) -> list[Tensor | None]:
+        """Of the weights from what arrives at each step's state, in the order of ``LayerWeights``."""
+        delta = [part.clone(memory_format=torch.contiguous_format) for part in arriving]
+        left = own_back(self.own, delta)
+        sums = {}
+        for name, (side, met) in self.sides.items():
+            flows = self._flows(delta, side)
+            if met.dim() == 3:
+                total = flows.flatten(0, 1).mT @ met.flatten(0, 1)
+            else:
+                total = (flows.unsqueeze(-1) * met).sum((0, 1))
+            if known is not None:
+                for part, arrived in enumerate(left):
+                    total += _spread(arrived, known[name][:, part]).sum(0)
+            sums[name] = total
+        return self._by_weight(sums)
+
+    def influence(self, known: Influence | None) -> Influence:
+        """After the block, (B, p, G, m) for each side."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self.sides}
+        for part in range(len(self.path)):
+            delta = [torch.zeros_like(p) for p in self.path]
+            delta[part][-1] = 1
+            left = own_back(self.own, delta)
+            recent = slice(_forgotten(delta), None)
+            for name, (side, met) in self.sides.items():
+                flows, met = self._flows(delta, side, recent), met[recent]
+                if met.dim() == 3:
+                    total = flows.transpose(0, 1).contiguous().mT @ met.transpose(0, 1)
+                else:
+                    total = (flows.unsqueeze(-1) * met).sum(0)
+                if known is not None and recent.start == 0:
+                    for other, arrived in enumerate(left):
+                        total += _spread(arrived, known[name][:, other])
+                found[name].append(total)
+        return {name: torch.stack(parts, 1) for name, parts in found.items()}
+
+    def _by_weight(self, sums: dict[str, Tensor]) -> list[Tensor | None]:
+        """The sums (G, m) of all sides taken apart."""
+        weights, features = self.weights, self.x.shape[-1]
+        biases = (weights.input_bias, weights.recurrent_bias)
+        if "all" in sums:
+            total = sums["all"]
+            both = total[:, :features], total[:, features : features + weights.recurrent.shape[1]]
+            ones = [None if bias is None else total[:, -1].clone() for bias in biases]
+        else:
+            both = sums["drive"][:, :features], sums["product"][:, : weights.recurrent.shape[1:].numel()]
+            ones = [None if b is None else sums[n][:, -1] for n, b in zip(("drive", "product"), biases)]
+        found = (part.reshape(w.shape) for part, w in zip(both, (weights.input, weights.recurrent)))
+        return [*found, *ones]
+
+    def own_step(self, arriving: State, inputs: bool, states: bool) -> tuple[Tensor | None, list[Tensor] | None]:
+        """What the losses of each step owe to that step's inputs (T, B, d), and to the states before it."""
+        if not inputs and not states:
+            return None, None
+        product, drive, past = self._back(tuple(part.flatten(0, 1) for part in arriving))
+        if self.plan.edges.valid is not None:
+            still = ~self.plan.edges.valid.flatten().unsqueeze(-1)
+            product, drive = product.masked_fill(still, 0), drive.masked_fill(still, 0)
+            past = tuple(None if part is None else part.masked_fill(still, 0) for part in past)
+        dx = (drive @ self.weights.input.conj()).unflatten(0, self.across) if inputs else None
+        if not states:
+            return dx, None
+        first = self.plan.cell.product_back(product, self.weights.recurrent, past[0])
+        before = [torch.zeros_like(first) if part is None else part for part in (first, *past[1:])]
+        return dx, [part.unflatten(0, self.across) for part in before]
+
+
+def _forgotten(delta: Sequence[Tensor]) -> int:
+    """How many of the first steps weigh less, in all rows and units, than rounding: what flows into them is 1 at the
+    last step.
+    """
+    least = torch.finfo(delta[0].dtype).eps * 1e-3
+    if any(bool((part[0].abs() > least).any()) for part in delta):
+        return 0
+    weighs = torch.stack([part.abs().amax((1, 2)) for part in delta]).amax(0) > least
+    return int(weighs.to(torch.uint8).argmax())
+
+
+def _spread(flow: Tensor, influence: Tensor) -> Tensor:
+    """A unit's number (B, H) on each of its weights (B, G, m)."""
+    units = influence.unflatten(1, (-1, flow.shape[-1]))
+    return (units * flow[:, None, :, None]).flatten(1, 2)
