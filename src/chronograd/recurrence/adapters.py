@@ -187,7 +187,8 @@ class Recurrence:
     def draws(self) -> bool:
         """Whether the model draws random numbers (dropout), seen on two steps; a bare layer of ours says so itself."""
         if own_layout(self.model) is not None:
-            return self.model.training and getattr(self.model, "dropout", 0) > 0 and self.model.num_layers > 1
+            dropout, layers = (getattr(self.model, name, 0) for name in ("dropout", "num_layers"))
+            return bool(self.model.training and dropout > 0 and layers > 1)
         with quiet(self.model), self._looking():
             before = torch.get_rng_state()
             self._answer(self.few(2), None)
