@@ -70,6 +70,8 @@ def _check_command_line(words: list[str]) -> None:
     [
         ("value_and_grad", ("value_and_grad",)),
         ("value_and_grad scan", ("value_and_grad", "scan")),
+        ("value_and_grad forward", ("value_and_grad", "forward")),
+        ("value_and_grad evolution", ("value_and_grad", "evolution")),
         ("unroll", ("unroll",)),
     ],
 )
