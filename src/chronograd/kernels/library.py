@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["ISAS", "NOT_BUILT", "Layer", "Own", "find", "isas", "library", "load", "turned_off"]
+__all__ = ["ISAS", "NOT_BUILT", "Layer", "Own", "OwnCell", "find", "isas", "library", "load", "turned_off"]
 
 ISAS = ("plain", "avx2", "avx512")
 """Instruction sets by number."""
@@ -53,6 +53,16 @@ class Own(ctypes.Structure):
     ]
 
 
+class OwnCell(ctypes.Structure):
+    """``OwnCell`` of ``native/own.c``."""
+
+    _fields_ = [
+        *((name, _INTEGER) for name in ("real", "kind", "steps", "rows", "size")),
+        *((name, _POINTER) for name in ("path", "weight", "gates", "valid", "given", "product", "flow", "first")),
+        ("least", ctypes.c_double),
+    ]
+
+
 def find() -> Path | None:
     """Where the library lies: ``CHRONOGRAD_NATIVE`` (a path; empty for none), else beside its sources."""
     given = os.environ.get("CHRONOGRAD_NATIVE")
@@ -77,6 +87,7 @@ def load(path: Path) -> ctypes.CDLL:
         "forward": (None, (layer,)),
         "back": (None, (layer,)),
         "own": (None, (ctypes.POINTER(Own), _INTEGER)),
+        "own_cell": (None, (ctypes.POINTER(OwnCell), _INTEGER)),
         "apply": (None, (_INTEGER, _INTEGER, _INTEGER, _INTEGER, _POINTER, _POINTER)),
     }
     for name, (result, arguments) in signatures.items():

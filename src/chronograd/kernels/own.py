@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .library import Own, library
+from .library import Own, OwnCell, library
 
-__all__ = ["own_back"]
+__all__ = ["LEAST", "own_back", "own_cell_back"]
 
+LEAST = 1e-3  # times eps: what weighs less beside 1 is forgotten
+SIMPLE = {"tanh": 0, "relu": 1, "linear": 2}  # by the numbers of native/kernels.h
 REALS = {torch.float32: 0, torch.float64: 1, torch.complex64: 0, torch.complex128: 1}
 
 
@@ -36,7 +38,8 @@ def own_back(own: Sequence[Sequence[Tensor | None]], delta: Sequence[Tensor]) ->
     """
     parts = range(len(delta))
     flow = [torch.zeros_like(part[0], memory_format=torch.contiguous_format) for part in delta]
-    native = library() if _served([*delta, *(o for row in own for o in row if o is not None)]) else None
+    tensors = [*delta, *(o for row in own for o in row if o is not None)]
+    native = library() if _alike(tensors) and all(part.shape == delta[0].shape for part in tensors) else None
     if native is not None:
         pairs = delta[0].is_complex()
         width = flow[0].numel() * (2 if pairs else 1)
@@ -64,5 +67,45 @@ def own_back(own: Sequence[Sequence[Tensor | None]], delta: Sequence[Tensor]) ->
     return flow
 
 
-def _served(tensors: Sequence[Tensor]) -> bool:
-    return all(part.device.type == "cpu" and part.dtype in REALS and part.is_contiguous() for part in tensors)
+def own_cell_back(
+    kind: str, path: Tensor, weight: Tensor | None, gates: Tensor | None, valid: Tensor | None, given: Tensor | None
+) -> tuple[Tensor, Tensor, int] | None:
+    """The same for a cell of one number and one product a unit, compiled, from its states; None where that is not so.
+
+    Args:
+        kind: ``"tanh"``, ``"relu"`` or ``"linear"``, real.
+        path: (T, B, H), the states after every step.
+        weight: (H,), each unit's own recurrent weight; None is 0: nothing is passed on.
+        gates: (T, B), None for 1. A row that starts anew has a gate of 0.
+        valid: (T, B) bool, None for True.
+        given: (T, B, H), what arrives at each step; None: 1 at the last step.
+
+    Returns:
+        The cotangents of the products (T, B, H), what flows on before the first step (B, H), and the first step whose
+        cotangents are not forgotten: 0 with ``given``, else that before which all are below rounding, and 0.
+    """
+    native = library()
+    tensors = [part for part in (path, weight, given) if part is not None]
+    if native is None or kind not in SIMPLE or not _alike(tensors) or path.is_complex():
+        return None
+    steps, rows, size = path.shape
+    product, flow = torch.empty_like(path), path.new_empty(rows, size)
+    first = torch.zeros(rows, dtype=torch.int64)
+    held = [
+        None if gates is None else gates.to(path.dtype).contiguous(),
+        None if valid is None else valid.to(torch.uint8).contiguous(),
+    ]
+    places = (path, weight, *held, given, product, flow, first)
+    at = (None if part is None else part.data_ptr() for part in places)
+    call = OwnCell(REALS[path.dtype], SIMPLE[kind], steps, rows, size, *at, LEAST * torch.finfo(path.dtype).eps)
+    native.chronograd_own_cell(ctypes.byref(call), torch.get_num_threads())
+    return product, flow, int(first.min())
+
+
+def _alike(tensors: Sequence[Tensor]) -> bool:
+    like = tensors[0]
+    return (
+        like.device.type == "cpu"
+        and like.dtype in REALS
+        and all(part.dtype == like.dtype and part.is_contiguous() for part in tensors)
+    )

@@ -56,3 +56,77 @@ void chronograd_own(const void *given, int64_t threads) {
     const int64_t blocks = (w->width + NUMBERS - 1) / NUMBERS;
     chronograd_team(threads < blocks ? threads : blocks, work, (void *)w);
 }
+
+/* The same for a cell of one number and one product a unit, from its states: the answer of a unit to its product is
+   1 - h h, 1 where h is above 0, or 1, and what it passes on goes through its own recurrent weight alone. */
+typedef struct {
+    int64_t real, kind, steps, rows, size;
+    const void *path;   /* (T, B, H): the states after each step */
+    const void *weight; /* (H,): each unit's own; NULL is 0 */
+    const void *gates;  /* (T, B); NULL is 1 */
+    const void *valid;  /* (T, B) uint8; NULL is 1 */
+    const void *given;  /* (T, B, H): what arrives at each step; NULL: 1 at the last step, 0 before */
+    void *product;      /* (T, B, H): cotangents of the products */
+    void *flow;         /* (B, H): what flows on before the first step */
+    int64_t *first;     /* (B,), without given: the first step that weighs more than `least` */
+    double least;
+} OwnCell;
+
+#define CELL(NAME, REAL, ABS)                                                                                        \
+    static void NAME(const OwnCell *w, int64_t row) {                                                                \
+        const int64_t size = w->size, across = w->rows * size;                                                       \
+        const REAL *weight = w->weight, *gates = w->gates;                                                           \
+        const uint8_t *valid = w->valid;                                                                             \
+        REAL *restrict flow = (REAL *)w->flow + row * size;                                                          \
+        for (int64_t i = 0; i < size; i++) flow[i] = w->given ? 0 : 1;                                               \
+        int64_t t = w->steps - 1;                                                                                    \
+        for (; t >= 0; t--) {                                                                                        \
+            const int64_t at = t * across + row * size;                                                              \
+            const REAL *restrict h = (const REAL *)w->path + at;                                                     \
+            const REAL *restrict given = w->given ? (const REAL *)w->given + at : NULL;                              \
+            REAL *restrict product = (REAL *)w->product + at;                                                        \
+            const REAL xi = gates ? gates[t * w->rows + row] : 1;                                                    \
+            if (given)                                                                                               \
+                for (int64_t i = 0; i < size; i++) flow[i] += given[i];                                              \
+            if (valid && !valid[t * w->rows + row]) {                                                                \
+                for (int64_t i = 0; i < size; i++) product[i] = 0;                                                   \
+            } else {                                                                                                 \
+                if (w->kind == KIND_TANH)                                                                            \
+                    for (int64_t i = 0; i < size; i++) product[i] = flow[i] * (1 - h[i] * h[i]);                     \
+                else if (w->kind == KIND_RELU)                                                                       \
+                    for (int64_t i = 0; i < size; i++) product[i] = h[i] > 0 ? flow[i] : 0;                          \
+                else                                                                                                 \
+                    for (int64_t i = 0; i < size; i++) product[i] = flow[i];                                         \
+                if (weight)                                                                                          \
+                    for (int64_t i = 0; i < size; i++) flow[i] = product[i] * weight[i];                             \
+                else                                                                                                 \
+                    for (int64_t i = 0; i < size; i++) flow[i] = 0;                                                  \
+            }                                                                                                        \
+            if (xi == 0)                                                                                             \
+                for (int64_t i = 0; i < size; i++) flow[i] = 0;                                                      \
+            else if (xi != 1)                                                                                        \
+                for (int64_t i = 0; i < size; i++) flow[i] *= xi;                                                    \
+            if (given || t == 0) continue;                                                                           \
+            REAL most = 0;                                                                                           \
+            for (int64_t i = 0; i < size; i++) most = ABS(flow[i]) > most ? ABS(flow[i]) : most;                     \
+            if (most <= (REAL)w->least) break;                                                                       \
+        }                                                                                                            \
+        if (!w->given) w->first[row] = t < 0 ? 0 : t;                                                          \
+        for (t--; t >= 0; t--) {                                                                                     \
+            REAL *product = (REAL *)w->product + t * across + row * size;                                            \
+            for (int64_t i = 0; i < size; i++) product[i] = 0;                                                       \
+        }                                                                                                            \
+    }
+
+CELL(cell_float, float, __builtin_fabsf)
+CELL(cell_double, double, __builtin_fabs)
+
+static void work_cell(void *argument, int id, int team) {
+    const OwnCell *w = argument;
+    for (int64_t row = id; row < w->rows; row += team) (w->real == REAL_DOUBLE ? cell_double : cell_float)(w, row);
+}
+
+void chronograd_own_cell(const void *given, int64_t threads) {
+    const OwnCell *w = given;
+    chronograd_team(threads < w->rows ? threads : w->rows, work_cell, (void *)w);
+}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from chronograd.kernels import CELLS, Edges
 from chronograd.kernels.cells import Cell
-from chronograd.kernels.own import own_back
+from chronograd.kernels.own import LEAST, own_back, own_cell_back
 from chronograd.recurrence.sequence import LayerWeights
 
 from .layer import cell_factors
@@ -55,36 +55,77 @@ class Units:
     def __init__(self, plan: Plan, x: Tensor, before: State, path: State, weights: LayerWeights) -> None:
         self.plan, self.x, self.path = plan, x, path
         self.before, self.weights = before, weights
-        self.across, self.count = x.shape[:2], x.shape[0] * x.shape[1]
-        self.factors = cell_factors(plan.kind, x, before, path, weights)
-        cell, edges, weight = plan.cell, plan.edges, weights.recurrent
-        shape = path[0].flatten(0, 1).shape
-        ones, none = (path[0].new_full((), value).expand(shape) for value in (1, 0))
-        gates = None if edges.gates is None else edges.gates.to(weight.real.dtype).unsqueeze(-1)
+        self.across, self.count, self.units = x.shape[:2], x.shape[0] * x.shape[1], path[0].shape[-1]
+
+    @cached_property
+    def factors(self) -> State:
+        """What the cell's way back multiplies by, T B rows."""
+        return cell_factors(self.plan.kind, self.x, self.before, self.path, self.weights)
+
+    @cached_property
+    def answers(self) -> list[tuple[Tensor, Tensor, list[Tensor | None]]]:
+        """Of each part of the state: how it depends on the products and the drives, (T, B, G), and on each part one step
+        before, (T, B, H) or None.
+        """
+        cell, edges = self.plan.cell, self.plan.edges
+        ones, none = (self.path[0].new_full((), value).expand(self.count, self.units) for value in (1, 0))
+        gates = None if edges.gates is None else edges.gates.to(self.weights.recurrent.real.dtype).unsqueeze(-1)
         still = None if edges.valid is None else ~edges.valid.unsqueeze(-1)
-        # answers[p] (T, B, G): of part p to the products, and the drives; own[p][o] (T, B, H): of p to part o before.
-        self.answers: list[tuple[Tensor, Tensor]] = []
-        self.own: list[list[Tensor | None]] = []
+        found = []
         for part in range(cell.parts):
-            delta = tuple(ones if other == part else none for other in range(cell.parts))
-            product, drive, past = self._back(delta)
-            to_h = past[0]
-            if plan.through_weights or cell.element_wise:
-                to_h = self._through(product, to_h)
+            product, drive, past = self._back(tuple(ones if other == part else none for other in range(cell.parts)))
+            to_h = self._through(product, past[0]) if self.plan.through_weights or cell.element_wise else past[0]
             own = [None if o is None else o.unflatten(0, self.across) for o in (to_h, *past[1:])]
             product, drive = product.unflatten(0, self.across), drive.unflatten(0, self.across)
             if still is not None:
-                drive = drive.masked_fill(still, 0) if drive is not product else drive
+                drive = drive.masked_fill(still, 0) if cell.inner_bias else drive
                 product = product.masked_fill(still, 0)
-                drive = drive if cell.inner_bias else product
                 same = [(still if o == part else ~still & still).to(product) for o in range(cell.parts)]
-                own = [torch.where(still, s, torch.zeros_like(path[0]) if o is None else o) for s, o in zip(same, own)]
+                nothing = torch.zeros_like(self.path[0])
+                own = [torch.where(still, s, nothing if o is None else o) for s, o in zip(same, own)]
             if edges.reset is not None:
                 own = [None if o is None else o.masked_fill(edges.reset.unsqueeze(-1), 0) for o in own]
             if gates is not None:
                 own = [None if o is None else (o * gates).masked_fill(gates == 0, 0) for o in own]
-            self.answers.append((product, drive))
-            self.own.append([None if o is None else o.contiguous() for o in own])
+            drive = drive if cell.inner_bias else product
+            found.append((product, drive, [None if o is None else o.contiguous() for o in own]))
+        return found
+
+    def _walk(
+        self, arriving: Sequence[Tensor] | None, part: int = 0
+    ) -> tuple[tuple[Tensor, Tensor], list[Tensor], int]:
+        """Walk back from what arrives at each step; None is 1 at part ``part`` after the last.
+
+        Returns:
+            Cotangents of products and drives (T, B, G); what is left of each part before the first step, (B, H); and the
+            first step that is not forgotten, with None.
+        """
+        if (found := self._simple(None if arriving is None else arriving[0])) is not None:
+            product, left, first = found
+            return (product, product), [left], first
+        if arriving is None:
+            delta = [torch.zeros_like(p) for p in self.path]
+            delta[part][-1] = 1
+        else:
+            delta = [p.clone(memory_format=torch.contiguous_format) for p in arriving]
+        left = own_back([own for *_, own in self.answers], delta)
+        steps = slice(_forgotten(delta) if arriving is None else 0, None)
+        flows = self._flows(delta, 0, steps)
+        return (flows, self._flows(delta, 1, steps) if self.plan.cell.inner_bias else flows), left, steps.start
+
+    def _simple(self, arriving: Tensor | None) -> tuple[Tensor, Tensor, int] | None:
+        """The same by one compiled walk, where a unit is one number with one product; only the steps remembered."""
+        weight, edges, kind = self.weights.recurrent, self.plan.edges, self.plan.kind
+        if weight.shape[0] != self.units or self.plan.cell.parts > 1:
+            return None
+        own = None
+        if weight.dim() == 1:
+            own, kind = weight, "linear" if kind == "diagonal" else kind
+        elif self.plan.through_weights:
+            own = weight.diagonal().contiguous()
+        given = None if arriving is None else arriving.contiguous()
+        found = own_cell_back(kind, self.path[0], own, edges.gates, edges.valid, given)
+        return None if found is None else (found[0][found[2] :], *found[1:])
 
     def _back(self, delta: State) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
         """One step back of T B rows: to products and drives (N, G), and to the old parts beside the products."""
@@ -123,7 +164,7 @@ class Units:
                 through = [(part * gates[t]).masked_fill(gates[t] == 0, 0) for part in through]
             for other, part in enumerate(through):
                 delta[other][t - 1] += part
-                owned = [o[other] for o in self.own]
+                owned = [own[other] for *_, own in self.answers]
                 by_own = sum((o[t] * h for o, h in zip(owned, here) if o is not None), torch.zeros_like(part))
                 signal[other][t - 1] += part - by_own
         return tuple(signal), tuple(delta)
@@ -131,8 +172,6 @@ class Units:
     def _flows(self, delta: Sequence[Tensor], side: int, steps: slice = slice(None)) -> Tensor:
         """Cotangents of the products (side 0) or drives (1), (T, B, G), from those of the parts."""
         blocks = self.answers[0][0].shape[-1] // delta[0].shape[-1]
-        if not self.factors and self.plan.edges.valid is None:  # a linear cell answers with what it is given
-            return delta[0][steps]
         total = None
         for answers, part in zip(self.answers, delta):
             answer, part = answers[side][steps], part[steps]
@@ -166,15 +205,13 @@ class Units:
 
     def gradients(self, arriving: Sequence[Tensor], known: Influence | None) -> list[Tensor | None]:
         """Of the weights from what arrives at each step's state, in the order of ``LayerWeights``."""
-        delta = [part.clone(memory_format=torch.contiguous_format) for part in arriving]
-        left = own_back(self.own, delta)
+        flows, left, _ = self._walk(arriving)
         sums = {}
         for name, (side, met) in self.sides.items():
-            flows = self._flows(delta, side)
             if met.dim() == 3:
-                total = flows.flatten(0, 1).mT @ met.flatten(0, 1)
+                total = flows[side].flatten(0, 1).mT @ met.flatten(0, 1)
             else:
-                total = (flows.unsqueeze(-1) * met).sum((0, 1))
+                total = (flows[side].unsqueeze(-1) * met).sum((0, 1))
             if known is not None:
                 for part, arrived in enumerate(left):
                     total += _spread(arrived, known[name][:, part]).sum(0)
@@ -185,17 +222,14 @@ class Units:
         """After the block, (B, p, G, m) for each side."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.sides}
         for part in range(len(self.path)):
-            delta = [torch.zeros_like(p) for p in self.path]
-            delta[part][-1] = 1
-            left = own_back(self.own, delta)
-            recent = slice(_forgotten(delta), None)
+            flows, left, first = self._walk(None, part)
             for name, (side, met) in self.sides.items():
-                flows, met = self._flows(delta, side, recent), met[recent]
+                here, met = flows[side], met[first:]
                 if met.dim() == 3:
-                    total = flows.transpose(0, 1).contiguous().mT @ met.transpose(0, 1)
+                    total = here.transpose(0, 1).contiguous().mT @ met.transpose(0, 1)
                 else:
-                    total = (flows.unsqueeze(-1) * met).sum(0)
-                if known is not None and recent.start == 0:
+                    total = (here.unsqueeze(-1) * met).sum(0)
+                if known is not None and first == 0:
                     for other, arrived in enumerate(left):
                         total += _spread(arrived, known[name][:, other])
                 found[name].append(total)
@@ -236,7 +270,7 @@ def _forgotten(delta: Sequence[Tensor]) -> int:
     """How many of the first steps weigh less, in all rows and units, than rounding: what flows into them is 1 at the
     last step.
     """
-    least = torch.finfo(delta[0].dtype).eps * 1e-3
+    least = torch.finfo(delta[0].dtype).eps * LEAST
     if any(bool((part[0].abs() > least).any()) for part in delta):
         return 0
     weighs = torch.stack([part.abs().amax((1, 2)) for part in delta]).amax(0) > least
