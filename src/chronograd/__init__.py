@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .gradient import value_and_grad as value_and_grad
     from .measure.compare import compare as compare
     from .modes import RTRL as RTRL
+    from .modes import UORO as UORO
     from .modes import Reverse as Reverse
     from .modes import Scan as Scan
     from .recurrence.check import check_model as check_model
@@ -51,6 +52,7 @@ _HOMES = {
     "Reverse": "modes",
     "Scan": "modes",
     "Streamed": "streamed",
+    "UORO": "modes",
     "Window": "truncation",
     "check_model": "recurrence.check",
     "compare": "measure.compare",

@@ -1,4 +1,4 @@
-"""Modes as text: ``reverse``, ``reverse:256MB``, ``scan``, ``scan:quasi,200``, ``rtrl``."""
+"""Modes as text: ``reverse``, ``reverse:256MB``, ``scan``, ``scan:quasi,200``, ``rtrl``, ``uoro``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from .base import Mode
 from .forward.base import Forward, read_words
 from .forward.rtrl import RTRL
+from .forward.uoro import UORO
 from .reverse import Reverse
 from .scan.mode import Scan, parse_scan
 
@@ -16,7 +17,7 @@ __all__ = ["GRAMMAR", "parse"]
 GRAMMAR = (
     "reverse, reverse:SIZE (as in 256MB), reverse:auto, "
     "scan[:newton|quasi|loop][,always][,ITERATIONS][,TOLERANCE][,SIZE] "
-    "or rtrl[:SIZE]"
+    "rtrl[:SIZE] or uoro[:SIZE]"
 )
 
 
@@ -43,6 +44,8 @@ def parse(text: str) -> Mode:
                 return parse_scan(words) if words else Scan()
             case "rtrl", _:
                 return _forward(RTRL, words)
+            case "uoro", _:
+                return _forward(UORO, words)
     except ValueError as error:
         raise ValueError(f"mode {text!r}: {error}") from None
     raise ValueError(f"mode {text!r} is not understood; write {GRAMMAR}")
