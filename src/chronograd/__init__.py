@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .gradient import unroll as unroll
     from .gradient import value_and_grad as value_and_grad
     from .measure.compare import compare as compare
+    from .modes import KFRTRL as KFRTRL
     from .modes import RTRL as RTRL
     from .modes import UORO as UORO
     from .modes import Reverse as Reverse
@@ -43,6 +44,7 @@ _HOMES = {
     "Full": "truncation",
     "GRU": "recurrence.layers",
     "Gradient": "gradient",
+    "KFRTRL": "modes",
     "LSTM": "recurrence.layers",
     "LinearRNN": "recurrence.linear",
     "RNN": "recurrence.layers",

@@ -1,4 +1,6 @@
-"""Modes as text: ``reverse``, ``reverse:256MB``, ``scan``, ``scan:quasi,200``, ``rtrl``, ``uoro``."""
+"""Modes as text: ``reverse``, ``reverse:256MB``, ``scan``, ``scan:quasi,200``, ``rtrl``, ``uoro``,
+``kfrtrl``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from typing import Any
 
 from .base import Mode
 from .forward.base import Forward, read_words
+from .forward.kf_rtrl import KFRTRL
 from .forward.rtrl import RTRL
 from .forward.uoro import UORO
 from .reverse import Reverse
@@ -17,7 +20,7 @@ __all__ = ["GRAMMAR", "parse"]
 GRAMMAR = (
     "reverse, reverse:SIZE (as in 256MB), reverse:auto, "
     "scan[:newton|quasi|loop][,always][,ITERATIONS][,TOLERANCE][,SIZE] "
-    "rtrl[:SIZE] or uoro[:SIZE]"
+    "rtrl[:SIZE], uoro[:SIZE] or kfrtrl[:SIZE]"
 )
 
 
@@ -46,6 +49,8 @@ def parse(text: str) -> Mode:
                 return _forward(RTRL, words)
             case "uoro", _:
                 return _forward(UORO, words)
+            case "kfrtrl", _:
+                return _forward(KFRTRL, words)
     except ValueError as error:
         raise ValueError(f"mode {text!r}: {error}") from None
     raise ValueError(f"mode {text!r} is not understood; write {GRAMMAR}")
