@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from .gradient import unroll as unroll
     from .gradient import value_and_grad as value_and_grad
     from .measure.compare import compare as compare
+    from .modes import KFRTRL as KFRTRL
     from .modes import PES as PES
     from .modes import RFLO as RFLO
     from .modes import RTRL as RTRL
+    from .modes import UORO as UORO
     from .modes import EProp as EProp
     from .modes import Reverse as Reverse
     from .modes import Scan as Scan
@@ -49,6 +51,7 @@ _HOMES = {
     "Full": "truncation",
     "GRU": "recurrence.layers",
     "Gradient": "gradient",
+    "KFRTRL": "modes",
     "LSTM": "recurrence.layers",
     "LinearRNN": "recurrence.linear",
     "PES": "modes",
@@ -61,6 +64,7 @@ _HOMES = {
     "Scan": "modes",
     "SnAp": "modes",
     "Streamed": "streamed",
+    "UORO": "modes",
     "Window": "truncation",
     "check_model": "recurrence.check",
     "compare": "measure.compare",

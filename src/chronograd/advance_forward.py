@@ -5,6 +5,7 @@ of the past is handed on in the carry.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from .advance import Run, under
 from .carry import Carry, Segment
@@ -13,6 +14,7 @@ from .modes.forward.onward import Onward
 from .modes.replay import loaded, split
 from .stretch import Stretch
 from .truncation import GatePlan, Truncation
+from .truncation.draws import signs
 
 __all__ = ["advance_forward", "check_history"]
 
@@ -26,7 +28,8 @@ def advance_forward(run: Run, stretch: Stretch, truncation: Truncation, mode: Mo
     carry, rest = stretch.carry, under(stretch, plan).piece
     stream, steps = carry.stream, rest.steps
     section = {key: value for key, value in carry.mode.items() if key != NAME}
-    walk = mode.walk(Onward(run.recurrence, run.tally, run.scale, stream.seed, stream.rows), section)
+    draw = partial(signs, stream.seed or 0)  # modes that draw have a seed (lay_stretch)
+    walk = mode.walk(Onward(run.recurrence, run.tally, run.scale, stream.seed, stream.rows, draw), section)
     state = carry.segment.state
     for at in range(0, steps, walk.block):
         piece, rest = split(rest, walk.block) if rest.steps > walk.block else (rest, rest)

@@ -23,6 +23,9 @@ MODES = {
     "rflo": cg.RFLO(),
     "eprop": cg.EProp(),
     "eprop total": cg.EProp("total"),
+    "uoro": cg.UORO(),
+    "pes": cg.PES(4, 0.1, unroll=4),
+    "nres": cg.PES(4, 0.1, unroll=4, reuse_noise=True),
 }
 WALKING = [name for name, mode in MODES.items() if mode.online]
 TRUNCATIONS = [
@@ -36,6 +39,15 @@ TRUNCATIONS = [
 ]
 GATES = [truncation for truncation in TRUNCATIONS if truncation.primitive == "gates"]
 MODEL = "lstm"  # two layers, two numbers a unit
+
+
+def same(ours, theirs, exactly=False):
+    """What two carries hold of the past is the same."""
+    for a, b in zip(*(torch.utils._pytree.tree_leaves(carry.mode) for carry in (ours, theirs)), strict=True):
+        if isinstance(a, torch.Tensor):
+            assert torch.equal(a, b) if exactly else torch.allclose(a, b, rtol=1e-10, atol=1e-14)
+        else:
+            assert a == b
 
 
 def works(truncation, mode, kind="layers"):
@@ -58,6 +70,8 @@ def test_it_works_or_is_refused_with_the_remedy(name, truncation):
     if mode.exact or name == "snap2":  # which is RTRL on dense layers, and says so
         assert_same_grads(found.grads, exact.grads)
     elif not mode.unbiased:
+        if mode.smoothed:
+            return
         off = sum(float((found.grads[k] - exact.grads[k]).square().sum()) for k in exact.grads)
         assert off > 1e-6 * sum(float(grad.square().sum()) for grad in exact.grads.values())
 
@@ -68,9 +82,11 @@ def test_a_step_that_looks_back_on_nothing_is_exact(name, edges):
     model, mode = build(MODEL), MODES[name]
     found, _ = gradient(model, mode, truncation=cg.Chunks(1), **EDGES[edges])
     exact, _ = gradient(model, cg.Reverse(), truncation=cg.Chunks(1), **EDGES[edges])
-    if mode.random:
+    if mode.smoothed:
         return
     assert_close(found.grads["readout.weight"], exact.grads["readout.weight"])
+    if mode.random:
+        return
     for key in ("weight_ih_l1", "weight_hh_l1", "bias_ih_l1", "bias_hh_l1"):
         assert_close(found.grads[f"layer.{key}"], exact.grads[f"layer.{key}"])
 
@@ -80,6 +96,8 @@ def test_a_step_that_looks_back_on_nothing_is_exact(name, edges):
 @pytest.mark.parametrize("name", WALKING)
 def test_calls_equal_one_call_through_written_carries(name, truncation, edges):
     model, mode, options = build(MODEL), MODES[name], EDGES[edges]
+    if not works(truncation, mode):
+        pytest.skip(f"{truncation} is refused")
     carry, total = cg.Carry.start(B, seed=3), None
     for begin, end in ((0, 1), (1, 2), (2, 6), (6, T)):
         part = {k: v[begin:end] for k, v in options.items() if k != "lengths"}
@@ -95,8 +113,7 @@ def test_calls_equal_one_call_through_written_carries(name, truncation, edges):
     whole, last = gradient(model, mode, carry=cg.Carry.start(B, seed=3), truncation=truncation, **options)
     assert_close(total.loss, whole.loss)
     assert_same_grads(total.grads, whole.grads)
-    for a, b in zip(*(torch.utils._pytree.tree_leaves(c.mode) for c in (carry, last)), strict=True):
-        assert a == b if isinstance(a, str) else torch.allclose(a, b, rtol=1e-10, atol=1e-14)
+    same(carry, last)
 
 
 @pytest.mark.parametrize("name", WALKING)
@@ -114,8 +131,8 @@ def test_a_reset_forgets_and_a_frozen_row_keeps(name):
         assert_same_grads(second.grads, fresh.grads)
     still, after = gradient(model, mode, X[:3], Y[:3], carry, lengths=torch.zeros(B, dtype=torch.int64))
     assert still.weight == 0
-    for a, b in zip(*(torch.utils._pytree.tree_leaves(c.mode) for c in (carry, after)), strict=True):
-        assert a == b if isinstance(a, str) else torch.equal(a, b)
+    if not mode.smoothed:  # particles of a frozen row go on meeting noise
+        same(carry, after, exactly=True)
 
 
 @pytest.mark.parametrize("name", WALKING)

@@ -9,9 +9,11 @@ from .base import Mode
 from .evolution.mode import parse_pes
 from .forward.base import Forward, read_words
 from .forward.eprop import EProp
+from .forward.kf_rtrl import KFRTRL
 from .forward.rflo import RFLO
 from .forward.rtrl import RTRL
 from .forward.snap import SnAp
+from .forward.uoro import UORO
 from .reverse import Reverse
 from .scan.mode import Scan, parse_scan
 
@@ -20,7 +22,7 @@ __all__ = ["GRAMMAR", "parse"]
 GRAMMAR = (
     "reverse, reverse:SIZE (as in 256MB), reverse:auto, "
     "scan[:newton|quasi|loop][,always][,ITERATIONS][,TOLERANCE][,SIZE], "
-    "rtrl[:SIZE], snap[:N][,SIZE], rflo[:SIZE], eprop[:partial|total][,SIZE] "
+    "rtrl[:SIZE], snap[:N][,SIZE], rflo[:SIZE], eprop[:partial|total][,SIZE], uoro[:SIZE], kfrtrl[:SIZE] "
     "or pes:PARTICLES,SIGMA[,UNROLL][,reuse][,analytic][,SIZE]"
 )
 
@@ -48,6 +50,10 @@ def parse(text: str) -> Mode:
                 return parse_scan(words) if words else Scan()
             case "rtrl", _:
                 return _forward(RTRL, words)
+            case "uoro", _:
+                return _forward(UORO, words)
+            case "kfrtrl", _:
+                return _forward(KFRTRL, words)
             case "pes", _:
                 return parse_pes(words)
             case "rflo", _:

@@ -134,15 +134,13 @@ class PES(Mode):
     def setting(self) -> str:
         """What a carry's particles depend on: the mode as text, without its limit."""
         words = [str(self.particles), repr(float(self.sigma))]
-        words += [] if self.reuse_noise or self.unroll == 1 else [str(self.unroll)]
+        words += [] if self.unroll == 1 else [str(self.unroll)]
         words += ["reuse"] if self.reuse_noise else []
         words += ["analytic"] if self.analytic else []
         return ":".join([self.name, ",".join(words)])
 
     def spec(self) -> str:
-        """``pes:100,0.1``, ``pes:100,0.1,5,analytic,512MB``: what is the default is left out, and ``unroll`` where it
-        changes nothing.
-        """
+        """``pes:100,0.1``, ``pes:100,0.1,5,analytic,512MB``: what is the default is left out."""
         return self.setting + ("" if self.limit == type(self).limit else f",{spell_bytes(self.limit)}")
 
     def walk(self, onward: Any, section: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from chronograd.modes.base import Mode
 from chronograd.modes.budget import parse_bytes, spell_bytes
 
-__all__ = ["Forward", "read_words"]
+__all__ = ["Forward", "Simple", "read_words"]
 
 
 class Forward(Mode):
@@ -42,6 +42,16 @@ class Forward(Mode):
         """
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
             raise ValueError(f"{type(self).__name__}: limit must be a positive number of bytes, not {self.limit!r}")
+
+
+class Simple:
+    """A rule (``joint.Rule``) that need not look at the model, and hands on nothing beside the influence."""
+
+    def look(self, linearize: Any, inputs: Any, state: Any) -> None:
+        pass
+
+    def section(self) -> dict[str, Any]:
+        return {}
 
 
 def read_words(words: list[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -34,17 +34,45 @@ __all__ = ["JointWalk", "Rule", "Step"]
 Influence = dict[str, Tensor]  # each (B, ...)
 
 
-@dataclass(frozen=True)
 class Step:
-    """A linearised step of R rows: J (R, S, S) with the gates (R,) on it, None both where the rows begin; I (R, S, P);
-    position and row ids for what a rule draws.
+    """A step of R rows, linearised as far as a rule asks: J (R, S, S), gates (R,) on it, None both where rows begin; I
+    (R, S, P); or only their products with a vector for each row. Position and row ids are for what a rule draws.
     """
 
-    jacobian: Tensor | None
-    gates: Tensor | None
-    immediate: Tensor
-    position: int
-    rows: Tensor
+    def __init__(
+        self, linearize: Linearizer, inputs: Any, before: Any, gates: Tensor | None, position: int, rows: Tensor
+    ) -> None:
+        self.position, self.rows, self.gates = position, rows, gates
+        self._linearize, self._given = linearize, (inputs, before)
+
+    @cached_property
+    def _dense(self) -> tuple[Tensor | None, Tensor]:
+        return self._linearize(*self._given)
+
+    @cached_property
+    def jacobian(self) -> Tensor | None:
+        jacobian = self._dense[0]
+        return jacobian if jacobian is None else self._gated(jacobian)
+
+    @property
+    def immediate(self) -> Tensor:
+        return self._dense[1]
+
+    def along(self, tangent: Tensor) -> Tensor:
+        """J a for a tangent a (R, S); zeros where the rows begin."""
+        if self._given[1] is None:
+            return torch.zeros_like(tangent)
+        return self._gated(self._linearize.along(*self._given, tangent))
+
+    def against(self, cotangent: Tensor) -> Tensor:
+        """v I for a cotangent v (R, S): (R, P)."""
+        return self._linearize.against(*self._given, cotangent)
+
+    def _gated(self, part: Tensor) -> Tensor:
+        if self.gates is None:
+            return part
+        xi = self.gates.to(part).reshape(-1, *[1] * (part.dim() - 1))
+        return torch.where(xi == 0, 0, part * xi)
 
 
 class Rule(Protocol):
@@ -135,25 +163,20 @@ class JointWalk:
         del outputs, loss
         after = detach(after)
         gates = None if before is None else piece.gates[t, rows].to(device_of(piece))
-        fresh = self.influence is None
-        self._make(flat_state(leaves(after), recurrence.dims.dims))
+        fresh, units = self.influence is None, flat_state(leaves(after), recurrence.dims.dims)
+        self._make(units)
         if fresh:
             self.rule.look(self.linearize, inputs, after)
-        jacobian, immediate = self.linearize(inputs, before)
-        if jacobian is not None and gates is not None:
-            gates = gates.to(jacobian)
-            xi = gates.reshape(-1, 1, 1)
-            jacobian = torch.where(xi == 0, 0, jacobian * xi)
         held = self._held(rows, begins=before is None)
         if gates is not None and any(part is not None for part in direct):
             parts = [torch.zeros_like(x) if part is None else part for x, part in zip(given, direct)]
             dims = [dim for leaf, dim in zip(leaves(before), recurrence.dims.dims) if flows(leaf)]
-            past = flat_state(parts, tuple(dims)) * gates.to(immediate).unsqueeze(1)
+            past = flat_state(parts, tuple(dims)) * gates.to(units).unsqueeze(1)
             self.onward.tally.add_found(parameters.split(self.rule.pull(past, held)))
-        step = Step(jacobian, gates, immediate, position, self.onward.rows[rows])
-        held = self.rule.advance(held, step)
+        gates = None if gates is None else gates.to(units)
+        held = self.rule.advance(held, Step(self.linearize, inputs, before, gates, position, self.onward.rows[rows]))
         if (q := cotangent.flat(len(rows), recurrence)) is not None:
-            self.onward.tally.add_found(parameters.split(self.rule.pull(q.to(immediate), held)))
+            self.onward.tally.add_found(parameters.split(self.rule.pull(q.to(units), held)))
         return after, held
 
     def _make(self, like: Tensor) -> None:

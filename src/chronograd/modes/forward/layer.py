@@ -67,10 +67,13 @@ class _Call(NamedTuple):
 
 
 class _Watch(Sequential):
-    """Runs loops one step after the other, and keeps what each was given and made."""
+    """Runs loops one step after the other, and keeps what each was given and made; ``cut`` makes its outputs leaves of
+    the graph.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, cut: bool = False) -> None:
         self.calls: list[_Call] = []
+        self._cut = cut
 
     def layers(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -82,7 +85,10 @@ class _Watch(Sequential):
         edges: Edges,
         fresh: State | None,
     ) -> Path:
-        path = run_layers(kind, inputs, initial, weights, dropout, edges, fresh)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._cut):
+            path = run_layers(kind, inputs, initial, weights, dropout, edges, fresh)
+        if self._cut:
+            path = path._replace(outputs=path.outputs.detach().requires_grad_())
         self.calls.append(_Call(kind, inputs, initial, weights, edges, fresh, path))
         return path
 
@@ -153,17 +159,20 @@ class Layer(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A run of a model over T steps: its outputs, its final state, its stack's layers and the edges."""
+    """A run of a model over T steps: its outputs, its final state, its stack's layers and the edges; ``made`` (T, B, H)
+    is what the stack gave to the model.
+    """
 
     outputs: Any
     final: Any
     layers: tuple[Layer, ...]
     edges: Edges
+    made: Tensor
 
 
-def watched(recurrence: Recurrence, stack: Stack, inputs: Any, state: Any, edges: Edges) -> Block:
-    """Run a model of one stack, with a graph, and see its layers."""
-    watch = _Watch()
+def watched(recurrence: Recurrence, stack: Stack, inputs: Any, state: Any, edges: Edges, *, cut: bool = False) -> Block:
+    """Run a model of one stack, with a graph, and see its layers; ``cut`` begins the graph behind them, at ``made``."""
+    watch = _Watch(cut)
     outputs, final = recurrence.watch(inputs, state, edges, watch)
     (call,) = watch.calls
     layers, x = [], call.inputs
@@ -177,7 +186,7 @@ def watched(recurrence: Recurrence, stack: Stack, inputs: Any, state: Any, edges
             factors = cell_factors(stack.kind, x, before, after, weights)
             layers.append(Layer(x, before, factors, weights.recurrent, weights.input))
             x = after[0]
-    return Block(outputs, final, tuple(layers), call.edges)
+    return Block(outputs, final, tuple(layers), call.edges, call.path.outputs)
 
 
 def cell_factors(kind: str, x: Tensor, before: State, after: State, weights: LayerWeights) -> State:

@@ -5,26 +5,29 @@ the next state depends on as P real numbers. Derivatives come from ``torch.func`
 what ``torch.func`` cannot follow (writing in place, Python's own branches on values), row by row and number by number
 from autograd.
 
-Cost: S ways back through one step for each row, and B S (S + P) numbers.
+Cost: S ways back through one step for each row, and B S (S + P) numbers. Products with one vector a row, J a and v I,
+cost a step forward and one back, and B P numbers; where a step has no forward mode, J a takes J after all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, jacrev, jvp, vjp, vmap
 from torch.utils import _pytree as pytree
 
 from chronograd.kernels import Edges
 from chronograd.recurrence.adapters import Recurrence
 from chronograd.recurrence.gating import GatedForward
 from chronograd.recurrence.quiet import keep_buffers, keep_random
+from chronograd.recurrence.sequence import Engine
 from chronograd.recurrence.states import RowDims, as_leaves, flows, leaves, tree_map
 
 from .onward import Parameters
+from .plain import Plain
 
 __all__ = ["Linearizer", "flat_state"]
 
@@ -53,6 +56,8 @@ class Linearizer:
         names = {id(value): name for name, value in recurrence.call.named_parameters()}
         self._names = [names[id(value)] for value in parameters.values.values()]
         self._by_loops = False
+        self._ways_along = [self._along_forward, self._along_matrix, self._along_by_loops]
+        self._ways_against = [self._against_at_once, self._against_by_loops]
 
     def __call__(self, inputs: Tree, state: Tree) -> tuple[Tensor | None, Tensor]:
         """J (B, S, S) and I (B, S, P) of one step, inputs (1, B, ...); no J where ``state`` is None."""
@@ -64,21 +69,100 @@ class Linearizer:
                     self._by_loops = True
             return self._one_by_one(inputs, state)
 
-    def _step(self, parameters: list[Tensor], inputs: Tree, state: Tree) -> Tensor:
-        """The state (B, S) after one step."""
-        with GatedForward(Edges()):  # torch's own loops have no rules for vmap
-            made = functional_call(self.recurrence.call, dict(zip(self._names, parameters)), (inputs, state))
-        return flat_state(leaves(made[1]), self.recurrence.dims.dims)
+    def along(self, inputs: Tree, state: Tree, tangent: Tensor) -> Tensor:
+        """J a of one step, (B, S), for a tangent a (B, S) of the state before it."""
+        return self._first(self._ways_along, inputs, state, tangent)
 
-    def _at_once(self, inputs: Tree, state: Tree) -> tuple[Tensor | None, Tensor]:
-        parameters = [value.detach() for value in self.parameters.values.values()]
+    def against(self, inputs: Tree, state: Tree, cotangent: Tensor) -> Tensor:
+        """v I of one step, (B, P), for a cotangent v (B, S) of the state after it; begins where ``state`` is None."""
+        return self._first(self._ways_against, inputs, state, cotangent)
+
+    def _first(self, ways: list[Callable[..., Tensor]], *given: Any) -> Tensor:
+        """The first way that the model can go; those that it cannot are not tried again."""
+        with keep_random(), keep_buffers(self.recurrence.model):
+            while len(ways) > 1:
+                try:
+                    return ways[0](*given)
+                except Exception:  # what is wrong with the model itself shows again on the last way
+                    ways.pop(0)
+            return ways[0](*given)
+
+    def _along_forward(self, inputs: Tree, state: Tree, tangent: Tensor) -> Tensor:
+        rows = _Rows(state, self.recurrence.dims)
+        parameters, x, over_x, as_one = self._mapped(inputs)
+
+        def along(numbers: Tensor, tangent: Tensor, x: list[Any], rest: list[Any]) -> Tensor:
+            def step(numbers: Tensor) -> Tensor:
+                return self._step(parameters, as_one(x), rows.one(numbers, rest), Plain())[0]
+
+            return jvp(step, (numbers,), (tangent,))[1]
+
+        return vmap(along, in_dims=(0, 0, over_x, rows.rest_dims))(rows.numbers, tangent, x, rows.rest)
+
+    def _along_matrix(self, inputs: Tree, state: Tree, tangent: Tensor) -> Tensor:
+        rows = _Rows(state, self.recurrence.dims)
+        parameters, x, over_x, as_one = self._mapped(inputs)
+
+        def step(numbers: Tensor, x: list[Any], rest: list[Any]) -> Tensor:
+            return self._step(parameters, as_one(x), rows.one(numbers, rest))[0]
+
+        by_s = vmap(jacrev(step), in_dims=(0, over_x, rows.rest_dims))(rows.numbers, x, rows.rest)
+        return (by_s @ tangent.unsqueeze(2)).squeeze(2)
+
+    def _along_by_loops(self, inputs: Tree, state: Tree, tangent: Tensor) -> Tensor:
+        by_s, _ = self._one_by_one(inputs, state)
+        return torch.zeros_like(tangent) if by_s is None else (by_s @ tangent.unsqueeze(2)).squeeze(2)
+
+    def _against_at_once(self, inputs: Tree, state: Tree, cotangent: Tensor) -> Tensor:
+        rows = None if state is None else _Rows(state, self.recurrence.dims)
+        parameters, x, over_x, as_one = self._mapped(inputs)
+
+        def against(cotangent: Tensor, numbers: Tensor | None, x: list[Any], rest: list[Any]) -> list[Tensor]:
+            def step(parameters: list[Tensor]) -> Tensor:
+                before = None if rows is None or numbers is None else rows.one(numbers, rest)
+                return self._step(parameters, as_one(x), before, Plain())[0]
+
+            return vjp(step, parameters)[1](cotangent)[0]
+
+        if rows is None:
+            found = vmap(lambda v, x: against(v, None, x, []), in_dims=(0, over_x))(cotangent, x)
+        else:
+            found = vmap(against, in_dims=(0, 0, over_x, rows.rest_dims))(cotangent, rows.numbers, x, rows.rest)
+        return self.parameters.join(list(found), (len(cotangent),))
+
+    def _against_by_loops(self, inputs: Tree, state: Tree, cotangent: Tensor) -> Tensor:
+        dims, wrt = self.recurrence.dims, list(self.parameters.values.values())
+        found = []
+        for number, flow in enumerate(cotangent):
+            row = torch.tensor([number])
+            one = tree_map(lambda part, row=row: part[:, row.to(part.device)], inputs)
+            before = None if state is None else dims.take(state, row)
+            with torch.enable_grad():
+                after = self._step(wrt, one, before)[0]
+            grads = [None] * len(wrt)
+            if after.requires_grad:
+                grads = torch.autograd.grad(after, wrt, flow, allow_unused=True)
+            found.append(self.parameters.join(list(grads), ()))
+        return torch.stack(found)
+
+    def _mapped(self, inputs: Tree) -> tuple[list[Tensor], list[Any], list[int | None], Callable[[list[Any]], Tree]]:
+        """Parameters; inputs as a list, the dimensions that rows are mapped over, and what makes one row's of them."""
         x, spec = pytree.tree_flatten(tree_map(Tensor.detach, inputs))
         over_x = [1 if isinstance(part, Tensor) else None for part in x]
 
         def as_one(x: list[Any]) -> Tree:
-            """The inputs of one row, which is mapped over."""
             return pytree.tree_unflatten([part.unsqueeze(1) if isinstance(part, Tensor) else part for part in x], spec)
 
+        return [value.detach() for value in self.parameters.values.values()], x, over_x, as_one
+
+    def _step(self, parameters: list[Tensor], inputs: Tree, state: Tree, engine: Engine | None = None) -> Tensor:
+        """The state (B, S) after one step."""
+        with GatedForward(Edges(), None, engine):  # torch's own loops have no rules for vmap
+            made = functional_call(self.recurrence.call, dict(zip(self._names, parameters)), (inputs, state))
+        return flat_state(leaves(made[1]), self.recurrence.dims.dims)
+
+    def _at_once(self, inputs: Tree, state: Tree) -> tuple[Tensor | None, Tensor]:
+        parameters, x, over_x, as_one = self._mapped(inputs)
         if state is None:
             begin = jacrev(lambda parameters, x: self._step(parameters, as_one(x), None)[0])
             found = vmap(begin, in_dims=(None, over_x))(parameters, x)

@@ -4,7 +4,7 @@ knows of the past.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,8 @@ __all__ = ["Onward", "Parameters", "Walk", "check_shapes", "reaching", "refuse_b
 class Onward:
     """What a walk computes with: the model, where gradients are added up, the factor 1 / sum(w) of the losses, and
     what random numbers depend on beside the position: the stream's ``seed`` and its row ids (B,).
+
+    ``signs(position, steps, rows, count, salt)`` draws -1 or 1 of that seed, (steps, B, count), for modes that draw.
     """
 
     recurrence: Recurrence
@@ -33,6 +35,7 @@ class Onward:
     scale: float
     seed: int | None
     rows: Tensor
+    signs: Callable[..., Tensor]
 
 
 class Walk(Protocol):

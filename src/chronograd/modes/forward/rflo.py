@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .base import Forward
+from .base import Forward, Simple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,17 +91,11 @@ def local_walk(mode: Forward, onward: Any, section: dict[str, Any]) -> Any:
     return JointWalk(mode, _Leak(leak), onward, section)
 
 
-class _Leak:
+class _Leak(Simple):
     """The influence (S, P), passed on by the leak alone."""
 
     def __init__(self, leak: Any) -> None:
         self.leak = leak
-
-    def look(self, linearize: Any, inputs: Any, state: Any) -> None:
-        pass
-
-    def section(self) -> dict[str, Any]:
-        return {}
 
     def shapes(self, units: int, parameters: int) -> dict[str, tuple[int, ...]]:
         return {"matrix": (units, parameters)}

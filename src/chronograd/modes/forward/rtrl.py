@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .base import Forward
+from .base import Forward, Simple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,14 +86,8 @@ class RTRL(Forward):
         return JointWalk(self, _Whole(), onward, section)
 
 
-class _Whole:
+class _Whole(Simple):
     """The whole influence, (S, P) for each row."""
-
-    def look(self, linearize: Any, inputs: Any, state: Any) -> None:
-        pass
-
-    def section(self) -> dict[str, Any]:
-        return {}
 
     def shapes(self, units: int, parameters: int) -> dict[str, tuple[int, ...]]:
         return {"matrix": (units, parameters)}

@@ -64,8 +64,8 @@ class Units:
 
     @cached_property
     def answers(self) -> list[tuple[Tensor, Tensor, list[Tensor | None]]]:
-        """Of each part of the state: how it depends on the products and the drives, (T, B, G), and on each part one step
-        before, (T, B, H) or None.
+        """Of each part of the state: how it depends on the products and the drives, (T, B, G), and on each part one
+        step before, (T, B, H) or None.
         """
         cell, edges = self.plan.cell, self.plan.edges
         ones, none = (self.path[0].new_full((), value).expand(self.count, self.units) for value in (1, 0))
@@ -97,8 +97,8 @@ class Units:
         """Walk back from what arrives at each step; None is 1 at part ``part`` after the last.
 
         Returns:
-            Cotangents of products and drives (T, B, G); what is left of each part before the first step, (B, H); and the
-            first step that is not forgotten, with None.
+            Cotangents of products and drives (T, B, G); what is left of each part before the first step, (B, H); and
+            the first step that is not forgotten, with None.
         """
         if (found := self._simple(None if arriving is None else arriving[0])) is not None:
             product, left, first = found
@@ -171,10 +171,10 @@ class Units:
 
     def _flows(self, delta: Sequence[Tensor], side: int, steps: slice = slice(None)) -> Tensor:
         """Cotangents of the products (side 0) or drives (1), (T, B, G), from those of the parts."""
-        blocks = self.answers[0][0].shape[-1] // delta[0].shape[-1]
+        blocks = self.answers[0][0].shape[-1] // self.units
         total = None
-        for answers, part in zip(self.answers, delta):
-            answer, part = answers[side][steps], part[steps]
+        for (product, drive, _), part in zip(self.answers, delta):
+            answer, part = (drive if side else product)[steps], part[steps]
             if blocks > 1:
                 here = (answer.unflatten(-1, (blocks, -1)) * part.unsqueeze(-2)).flatten(-2)
             else:

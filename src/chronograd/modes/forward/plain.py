@@ -1,0 +1,80 @@
+"""Built-in layers as plain operations of torch, which every transform of ``torch.func`` follows, forward mode too.
+
+For single steps: kernels are faster over many. Kinds that are not known here run as they do otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from chronograd.kernels import Edges
+from chronograd.kernels.cells import fold_biases
+from chronograd.recurrence.sequence import LayerWeights, Path, Sequential, run_layers
+
+__all__ = ["Plain"]
+
+State = tuple[Tensor, ...]
+
+
+class Plain(Sequential):
+    """Runs the loops of layers so, without resets and frozen rows."""
+
+    def layers(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        kind: str,
+        inputs: Tensor,
+        initial: State,
+        weights: Sequence[LayerWeights],
+        dropout: float,
+        edges: Edges,
+        fresh: State | None,
+    ) -> Path:
+        run = _run if kind in _STEPS and edges.plain else None
+        return run_layers(kind, inputs, initial, weights, dropout, edges, fresh, **({"run": run} if run else {}))
+
+
+def _run(
+    kind: str,
+    inputs: Tensor,
+    weight_ih: Tensor,
+    bias_ih: Tensor | None,
+    initial: State,
+    weight: Tensor,
+    bias: Tensor | None,
+    edges: Edges,
+    fresh: State | None,
+) -> State:
+    bias_ih, bias = fold_biases(kind, bias_ih, bias)
+    state, path = initial, []
+    for drive in linear(inputs, weight_ih, bias_ih).unbind(0):
+        product = weight * state[0] if kind == "diagonal" else linear(state[0], weight, bias)
+        state = _STEPS[kind](drive, product, state)
+        path.append(state)
+    return tuple(torch.stack(parts) for parts in zip(*path))
+
+
+def _gru(drive: Tensor, product: Tensor, state: State) -> State:
+    (xr, xz, xn), (hr, hz, hn) = drive.chunk(3, -1), product.chunk(3, -1)
+    z = (xz + hz).sigmoid()
+    n = (xn + (xr + hr).sigmoid() * hn).tanh()
+    return (n + z * (state[0] - n),)
+
+
+def _lstm(drive: Tensor, product: Tensor, state: State) -> State:
+    i, f, g, o = (drive + product).chunk(4, -1)
+    c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+_STEPS: dict[str, Callable[[Tensor, Tensor, State], State]] = {
+    "tanh": lambda drive, product, state: ((drive + product).tanh(),),
+    "relu": lambda drive, product, state: ((drive + product).relu(),),
+    "linear": lambda drive, product, state: (drive + product,),
+    "diagonal": lambda drive, product, state: (drive + product,),
+    "gru": _gru,
+    "lstm": _lstm,
+}
