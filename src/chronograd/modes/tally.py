@@ -49,7 +49,9 @@ class Tally:
                 sources, cotangents = [scaled, *sources], [torch.ones_like(scaled), *cotangents]
         if not targets or not sources:
             return [None] * len(wanted)
-        found = torch.autograd.grad(sources, targets, cotangents, allow_unused=True)
+        # The way back takes each operator in the precision that it ran in forward: casting again would round more.
+        with torch.autocast(sources[0].device.type, enabled=False):
+            found = torch.autograd.grad(sources, targets, cotangents, allow_unused=True)
         known = len(self.parameters)
         for name, grad in zip(self.parameters, found):
             if grad is not None:
