@@ -159,3 +159,26 @@ def test_growth_is_the_largest_lyapunov_exponent():
         frame, r = torch.linalg.qr(found[-1] @ frame)
         total += float(r[0, 0].abs().log())
     assert growth(torch.stack(found).unsqueeze(1)) == pytest.approx(total / 400, abs=0.03)
+
+
+@pytest.mark.parametrize("forward", ["newton", "quasi"])
+def test_a_cell_that_is_not_finite_at_zero_takes_the_loop_and_says_so(forward):
+    """Newton's guess is zeros, where the direction of a state is 0 / 0; the states that the cell comes to are fine."""
+
+    class Directed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x, state):
+            state = torch.ones_like(x) if state is None else state
+            return (self.linear(x) + state / state.norm(dim=-1, keepdim=True)).tanh()
+
+    torch.manual_seed(0)
+    model, x = cg.Recurrent(Directed()).double(), torch.randn(30, 2, 3, dtype=torch.float64)
+    ours, _ = cg.value_and_grad(model, squared, x, torch.zeros_like(x), mode=cg.Scan(forward))
+    theirs, _ = cg.value_and_grad(model, squared, x, torch.zeros_like(x))
+    assert "not finite" in ours.how[0].why and ours.how[0].how == "jacobians"
+    assert_close(ours.loss, theirs.loss)
+    for name, grad in theirs.grads.items():
+        assert_close(ours.grads[name], grad)

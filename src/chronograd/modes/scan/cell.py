@@ -32,6 +32,8 @@ __all__ = ["run_cell_at_once"]
 Tree = Any
 Cell = Callable[[Tree, Tree], Tree]
 
+NOT_AT_ZERO = "Newton begins at states of zeros, where the cell is not finite; the states are the loop's"
+
 
 def run_cell_at_once(mode: Scan, ways: list[Way], cell: Cell, inputs: Tree, state: Tree, edges: Edges) -> Path:
     """Run a cell over (T, B, ...); as ``sequence.run_cell``.
@@ -148,6 +150,9 @@ class _Steps:
             path = self._walk(self.edges, self.steps)
         else:
             path = self.solver.solve(self.linearize, start, self.edges, self.steps, self._first_jacobians)
+            if path.isnan().all():  # a state of zeros may be none that the cell can start from
+                self.solver.ways[-1] = Way(self.solver.loop, "jacobians", NOT_AT_ZERO)
+                path = self._walk(self.edges, self.steps)
         if torch.is_grad_enabled():
             state = self.state
             if self.edges.gates is not None:

@@ -65,7 +65,7 @@ def solve(
         edges: resets and frozen rows.
 
     Returns:
-        The states; all NaN where f is not finite to begin with, for the caller to say what of its data is not.
+        The states; all NaN where f is not finite to begin with: then the data are not, or f is not at a state of zeros.
 
     Raises:
         NotConverged: when the states still change by more than ``tolerance`` times the largest of them, or 1.
