@@ -47,8 +47,8 @@ class Scan(Mode):
             ``"loop"``: the states by the ordinary loop, and only the way back by a scan of full Jacobians.
         always: also scan where the kernels' loop is faster: linear and diagonal layers on a CPU.
         iterations: how many Newton may take.
-        tolerance: the change of the states at which they are done, relative to the largest of them, at least 1; None is
-            eps^(3/4): 1.8e-12 in float64, 6.4e-6 in float32.
+        tolerance: the change at which states are done, of each number of a row's state relative to its largest value
+            over time; None is eps^(3/4): 1.8e-12 in float64, 6.4e-6 in float32.
         limit: bytes that full Jacobians may take.
 
     Raises:

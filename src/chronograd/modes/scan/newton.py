@@ -68,7 +68,7 @@ def solve(
         The states; all NaN where f is not finite to begin with: then the data are not, or f is not at a state of zeros.
 
     Raises:
-        NotConverged: when the states still change by more than ``tolerance`` times the largest of them, or 1.
+        NotConverged: when a number of a row's state still changes by more than ``tolerance`` times its largest value.
 
     >>> halve = lambda before, full: (before.cos(), -before.sin())
     >>> found = solve(halve, torch.zeros(1, 1), Edges(), 50, full=False, iterations=20, tolerance=1e-6)
@@ -78,6 +78,7 @@ def solve(
     path = start.new_zeros(steps, *start.shape)
     residuals: list[float] = []
     changes: list[float] = []
+    shares: list[float] = []
     idle = None if edges.valid is None else ~edges.valid.unsqueeze(-1)
     for _ in range(iterations):
         before = torch.cat((start.unsqueeze(0), path[:-1]))
@@ -91,10 +92,11 @@ def solve(
         # b = f - J h, by the coefficients themselves: a cut or frozen row is then what they say.
         terms = after - coefficients.step(slice(None), before, torch.zeros_like(before))
         new = scan(coefficients, terms, start)
-        changes.append(float((new - path).abs().amax()))
+        moved = (new - path).abs()
+        changes.append(float(moved.amax()))
         # The right beginning of the path grows by a step at least each time, so what overflowed may begin again.
         path = torch.where(torch.isfinite(new), new, 0)
-        if changes[-1] <= tolerance * max(1.0, float(path.abs().amax())):
+        if _settled(path, moved, shares, tolerance):
             return Solved(path, tuple(residuals), tuple(changes))
     raise NotConverged(tuple(changes))
 
@@ -113,13 +115,14 @@ def solve_back(
         delta; all NaN where g is not finite.
 
     Raises:
-        NotConverged: when delta still changes by more than ``tolerance`` times its largest entry.
+        NotConverged: as ``solve``.
     """
     later = slice(1, None)
     own = Diagonal(own.values[later], None if own.cut is None else own.cut[later])
     delta = torch.zeros_like(given)
     residuals: list[float] = []
     changes: list[float] = []
+    shares: list[float] = []
     for _ in range(iterations):
         terms = given.clone()
         terms[:-1] += pull(delta)[1:]
@@ -128,14 +131,27 @@ def solve_back(
             return Solved(torch.full_like(given, torch.nan), (residual,), ())
         terms[:-1] -= own.step(slice(None), delta[1:], torch.zeros_like(delta[1:]))
         new = torch.cat((scan(own, terms[:-1], terms[-1], reverse=True), terms[-1:]))
-        change = float((new - delta).abs().amax())
+        moved = (new - delta).abs()
         delta = torch.where(torch.isfinite(new), new, 0)
         size = max(float(delta.abs().amax()), torch.finfo(given.dtype).tiny)
         residuals.append(residual / size)
-        changes.append(change / size)
-        if changes[-1] <= tolerance:
+        changes.append(float(moved.amax()) / size)
+        if _settled(delta, moved, shares, tolerance):
             return Solved(delta, tuple(residuals), tuple(changes))
     raise NotConverged(tuple(changes))
+
+
+def _settled(found: Tensor, moved: Tensor, shares: list[float], tolerance: float) -> bool:
+    """Whether each number of each row's state moved little beside its own largest value over time, so that a large one
+    hides no small one; ``shares`` are what the worst of them moved by in each iteration. Or all of them little beside
+    the largest, and the worst no less than before: then it is rounding.
+    """
+    size, most = found.abs().amax(0), moved.amax(0)
+    shares.append(float(torch.where(most == 0, 0, most / size).amax()))
+    if shares[-1] <= tolerance:
+        return True
+    together = float(most.amax()) <= tolerance * float(size.amax())
+    return together and len(shares) > 1 and shares[-1] >= shares[-2]
 
 
 def growth(jacobian: Tensor) -> float:
