@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TORCH  := torch==2.13.0
 
-.PHONY: help demo test lint sanitize bench docs clean install
+.PHONY: help demo test lint sanitize bench studies docs clean install
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -36,6 +36,9 @@ sanitize: $(STAMP) ## the kernels' tests under the address and undefined-behavio
 
 bench: $(STAMP)  ## measure, and write docs/benchmarks.md; JAX=PYTHON names an interpreter that has jax
 	$(BIN)/python benchmarks/run.py $(if $(JAX),--jax $(JAX))
+
+studies: $(STAMP) ## run the studies in full (half an hour), and write their pages and figures
+	for study in $(filter-out studies/page.py,$(wildcard studies/*.py)); do $(BIN)/python $$study || exit 1; done
 
 docs: $(STAMP)   ## build the documentation into docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

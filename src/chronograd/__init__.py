@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from .gradient import unroll as unroll
     from .gradient import value_and_grad as value_and_grad
     from .measure.compare import compare as compare
+    from .modes import RFLO as RFLO
+    from .modes import RTRL as RTRL
+    from .modes import EProp as EProp
     from .modes import Reverse as Reverse
     from .modes import Scan as Scan
+    from .modes import SnAp as SnAp
     from .recurrence.check import check_model as check_model
     from .recurrence.layers import GRU as GRU
     from .recurrence.layers import LSTM as LSTM
@@ -38,16 +42,20 @@ _HOMES = {
     "Carry": "carry",
     "Chunks": "truncation",
     "DiagonalRNN": "recurrence.linear",
+    "EProp": "modes",
     "Full": "truncation",
     "GRU": "recurrence.layers",
     "Gradient": "gradient",
     "LSTM": "recurrence.layers",
     "LinearRNN": "recurrence.linear",
+    "RFLO": "modes",
     "RNN": "recurrence.layers",
+    "RTRL": "modes",
     "RandomTruncation": "truncation",
     "Recurrent": "recurrence.recurrent",
     "Reverse": "modes",
     "Scan": "modes",
+    "SnAp": "modes",
     "Streamed": "streamed",
     "Window": "truncation",
     "check_model": "recurrence.check",

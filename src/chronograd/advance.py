@@ -7,7 +7,7 @@ adaptive truncation measures and decides on the way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -36,7 +36,7 @@ __all__ = ["Run", "advance_gated", "advance_spanned", "gate_parts", "handed_on",
 @dataclass(frozen=True)
 class Run:
     """What a call computes with: the model, its losses scaled by 1 / sum(w), the sum of gradients so far, and the bytes
-    that may be kept on the way.
+    that may be kept on the way; ``ways`` are filled with what was done otherwise than the mode's name says.
     """
 
     recurrence: Recurrence
@@ -44,6 +44,7 @@ class Run:
     scale: float
     tally: Tally
     budget: Budget | None = None
+    ways: list[Any] = field(default_factory=list)
 
 
 def advance_gated(run: Run, stretch: Stretch, truncation: Truncation) -> Carry:

@@ -136,11 +136,11 @@ class Carry:
         return self.stream.state
 
     def cut(self) -> Carry:
-        """The same stream with nothing open: later losses do not reach back before this point. The tutorials'
-        ``detach``.
+        """The same stream with nothing open, and nothing known of the past: later losses do not reach back before this
+        point. The tutorials' ``detach``.
         """
         stream = replace(self.stream, state=detach(self.stream.state), warned=False)
-        return replace(self, stream=stream, segment=Segment(stream.position, stream.state))
+        return replace(self, stream=stream, segment=Segment(stream.position, stream.state), mode={})
 
     @property
     def open_steps(self) -> int:

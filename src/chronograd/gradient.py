@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .advance import Run, advance_gated, advance_spanned, gate_parts, handed_on, under
+from .advance_forward import advance_forward, check_history
 from .carry import Carry, Piece, Segment
 from .estimate import Gradient
 from .modes import Mode, Reverse
@@ -63,7 +64,7 @@ def value_and_grad(
         loss_fn: ``(outputs, targets) -> (T, B)``, one loss for each step and row. Parameters it uses must belong to
             the model.
         inputs: (T, B, ...), or a nesting of such tensors; ``Streamed`` stands for one that is read as it is needed,
-            under a mode with a budget of memory (``Reverse("256MB")``).
+            under a mode with a budget of memory (``Reverse("256MB")``) or one that walks forward (``RTRL()``).
         targets: (T, B, ...), or a nesting, streamed or not.
         carry: what the call before returned; None begins a stream.
         truncation: which terms of the sum over time are kept.
@@ -72,7 +73,7 @@ def value_and_grad(
             flows past it.
         lengths: int (B,), the valid steps of each row, 0..T; a row's state freezes at its end.
         weights: (T, B), finite and not negative, default 1; burn-in is weight 0.
-        seed: of random truncations, for a new carry only; None draws one from torch's generator.
+        seed: of random truncations and modes, for a new carry only; None draws one from torch's generator.
         wrt_inputs: also give the gradients of inputs and of the initial state the stream was given.
 
     Returns:
@@ -99,15 +100,21 @@ def value_and_grad(
 
     References: Werbos 1990 (BPTT); Williams and Peng 1990 (truncation); Tallec and Ollivier 2017 (random truncation).
     """
-    limit = mode.budget(_device_of(model)) if isinstance(mode, Mode) else None
-    if limit is None:  # everything is stored anyway
+    limit, walks = (mode.budget(_device_of(model)), mode.walks) if isinstance(mode, Mode) else (None, False)
+    if limit is None and not walks:  # everything is stored anyway
         inputs, targets = in_memory(inputs), in_memory(targets)
     elif any(leaf.grad_fn is not None for leaf in leaves([inputs, targets])):
         raise ValueError(
-            "inputs or targets carry an autograd graph, through which a budget of memory would have to go once for "
-            "every segment: move what makes them into the model, detach them, or use mode=cg.Reverse()"
+            f"inputs or targets carry an autograd graph, through which mode {mode} would go once for every part: "
+            "move what makes them into the model, detach them, or use mode=cg.Reverse()"
         )
-    stretch = lay_stretch(inputs, carry, reset, lengths, seed, truncation)
+    if wrt_inputs and walks:
+        raise ValueError(
+            f"wrt_inputs with mode {mode}: what later losses owe to an input is not known when it is met; leave "
+            "wrt_inputs out, or use mode=cg.Reverse()"
+        )
+    draws = isinstance(truncation, Truncation) and truncation.random or isinstance(mode, Mode) and mode.random
+    stretch = lay_stretch(inputs, carry, reset, lengths, seed, draws)
     sample = _sample(stretch.piece)
     recurrence = _adapt(model, stretch, sample, truncation, mode, "value_and_grad")
     segment = stretch.carry.segment
@@ -130,15 +137,17 @@ def value_and_grad(
     past = [piece.inputs for piece in segment.pieces]
     tally = Tally(parameters, [past, stretch.piece.inputs], segment.state)
     run = Run(recurrence, losses, 1 / weight if weight else 0.0, tally, None if limit is None else Budget(limit))
-    advance = advance_gated if truncation.primitive == "gates" else advance_spanned
     with torch.enable_grad(), explain_failure(model, recurrence.call, sample, stretch.carry.state):
-        carry = advance(run, stretch, truncation)
+        if mode.walks:
+            carry = advance_forward(run, stretch, truncation, mode)
+        else:
+            carry = (advance_gated if truncation.primitive == "gates" else advance_spanned)(run, stretch, truncation)
         tally.check()
     gradient = _result(
         tally, weight, stretch.piece, past, segment if wrt_inputs and segment.start == 0 else None, wrt_inputs
     )
-    if recurrence.engine is not None:
-        gradient = replace(gradient, how=tuple(recurrence.engine.ways))
+    if ways := [*run.ways, *(() if recurrence.engine is None else recurrence.engine.ways)]:
+        gradient = replace(gradient, how=tuple(ways))
     data = [stretch.piece.inputs, losses.targets]  # less to read than the gradients, and finite nearly always
     if (streams(data) or not _finite(leaves(data))) and not _finite([gradient.loss, *gradient.grads.values()]):
         explain_not_finite(stretch.piece, losses)
@@ -179,7 +188,8 @@ def unroll(
     >>> outputs.shape, carry.state.shape
     (torch.Size([70, 2, 4]), torch.Size([1, 2, 4]))
     """
-    stretch = lay_stretch(in_memory(inputs), carry, reset, lengths, seed, truncation)
+    draws = isinstance(truncation, Truncation) and truncation.random
+    stretch = lay_stretch(in_memory(inputs), carry, reset, lengths, seed, draws)
     recurrence = _adapt(model, stretch, _sample(stretch.piece), truncation, Reverse(), "unroll")
     segment = stretch.carry.segment
     plan = truncation.plan(stretch.place)
@@ -212,6 +222,7 @@ def _adapt(
     ):
         if not isinstance(value, kind):
             raise TypeError(f"{door}: {name} must be a {kind.__name__} such as {example}, not {value!r:.80}")
+    check_history(stretch.carry, mode)
     recurrence = adapt(model, sample, mode.engine())
     # Layers can do whatever opaque models can; telling them apart takes a run, so it waits until it matters.
     kind = "whole" if recurrence.hides else "opaque"

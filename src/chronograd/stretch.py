@@ -21,7 +21,7 @@ from .modes.replay import fill_padding, in_memory, steps_of, streams
 from .recurrence.contract import WatchedLoss, shown
 from .recurrence.states import leaves
 from .streamed import Streamed
-from .truncation import Place, Truncation
+from .truncation import Place
 
 LOOKED_AT = 1000  # steps of a stream at a time, in search of what is not finite
 
@@ -54,12 +54,12 @@ def lay_stretch(
     reset: Tensor | None,
     lengths: Tensor | None,
     seed: int | None,
-    truncation: Truncation,
+    draws: bool,
 ) -> Stretch:
     """Check a call's inputs, resets and lengths against its carry.
 
-    A stream without a seed takes one from torch's generator where ``truncation`` is random, and only there: under any
-    other the generator is the model's alone.
+    A stream without a seed takes one from torch's generator where the truncation or the mode ``draws``, and only
+    there: else the generator is the model's alone.
 
     Raises:
         TypeError, ValueError: in one line each.
@@ -90,7 +90,7 @@ def lay_stretch(
         starts = starts if bool(starts.any()) else None
     gates = torch.ones((), dtype=torch.float64).expand(steps, rows)
     piece = Piece(inputs if valid is None else fill_padding(inputs, valid), gates, starts, valid, [])
-    if stream.seed is None and isinstance(truncation, Truncation) and truncation.random:
+    if stream.seed is None and draws:
         carry = replace(carry, stream=replace(stream, seed=int(torch.randint(2**62, ()))))
     return Stretch(carry, piece, stream.begun if begun else begun_after(stream, valid))
 

@@ -20,7 +20,7 @@ __all__ = ["KINDS", "MODES", "ROWS", "Support", "every", "find", "refuse", "row_
 
 Door = Literal["value_and_grad", "unroll"]
 KINDS = ("layers", "opaque", "whole")
-MODES = ("reverse", "reverse within a budget", "scan")
+MODES = ("reverse", "reverse within a budget", "scan", "forward")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,15 @@ _HOW = {
             "spans": "windows as rows of a batch, as many as fit; one that does not, in segments run again",
         }.items()
     },
+    **{
+        ("forward", kind, way): f"step by step with the data{how}"
+        for kind in ("layers", "opaque")
+        for way, how in {
+            "full": "",
+            "cuts": ", the influence dropped at cuts",
+            "gates": ", the gates multiply the influence",
+        }.items()
+    },
     ("scan", "layers", "full"): _AT_ONCE,
     ("scan", "layers", "cuts"): f"{_AT_ONCE}; cuts are zeros among the Jacobians",
     ("scan", "layers", "gates"): f"{_AT_ONCE}; gates are factors of the Jacobians",
@@ -100,6 +109,14 @@ _NO_SCAN_OF_WINDOWS = Support(
     why="windows that overlap are rows of a batch already, and no longer than k2 steps",
     remedy="use mode=cg.Reverse(), or gates: cg.Chunks, cg.RandomTruncation, cg.Window with k2 <= k1",
 )
+_NO_WINDOWS_FORWARD = Support(
+    why="windows that overlap would each need an influence of their own",
+    remedy="use mode=cg.Reverse(), or gates: cg.Chunks, cg.RandomTruncation, cg.Window with k2 <= k1",
+)
+_WHOLE_FORWARD = Support(
+    why="the model hides its steps, so it cannot walk forward with the data",
+    remedy="use mode=cg.Reverse() and cg.Full()",
+)
 _REVERSE_ONLY = Support(
     why="it gives outputs to walk back from", remedy="use cg.value_and_grad, which takes every mode"
 )
@@ -119,11 +136,13 @@ def find(row: str, mode: str, kind: str, door: Door = "value_and_grad") -> Suppo
     if door == "unroll" and mode != "reverse":
         return _REVERSE_ONLY
     if kind == "whole" and (row != "full" or mode != "reverse"):
-        return {"reverse": _WHOLE, "scan": _NO_LOOP}.get(mode, _WHOLE_IN_PARTS)
+        return {"reverse": _WHOLE, "scan": _NO_LOOP, "forward": _WHOLE_FORWARD}.get(mode, _WHOLE_IN_PARTS)
     if door == "unroll" and row in _SPANS:
         return _NO_WINDOWS
     if mode == "scan" and (kind == "opaque" or row in _SPANS):
         return _NO_LOOP if kind == "opaque" else _NO_SCAN_OF_WINDOWS
+    if mode == "forward" and row in _SPANS:
+        return _NO_WINDOWS_FORWARD
     way = _WAYS.get(row, "spans")
     return Support(_HOW[mode, kind, "gates" if door == "unroll" and way == "cuts" else way])
 

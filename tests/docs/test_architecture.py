@@ -21,6 +21,7 @@ FLOORS = (
     ("modes",),
     ("stretch", "support"),
     ("advance",),
+    ("advance_forward",),
     ("gradient",),
     ("data", "measure", "testing"),
     ("training",),

@@ -31,8 +31,8 @@ def test_starting_a_stream_takes_no_random_number():
     carry = cg.Carry.start(2)
     for truncation in (cg.Full(), cg.Chunks(2), cg.Window(1, 3), cg.AdaptiveTruncation(0.1)):
         for begun in (None, carry):
-            lay_stretch(X, begun, None, None, None, truncation)
-    lay_stretch(X, None, None, None, 5, cg.RandomTruncation(3))  # it has its seed
+            lay_stretch(X, begun, None, None, None, draws=truncation.random)
+    lay_stretch(X, None, None, None, 5, draws=True)  # it has its seed
     assert torch.equal(torch.get_rng_state(), before)
     assert carry.stream.seed is None and through_bytes(carry).stream.seed is None
 

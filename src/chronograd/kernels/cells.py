@@ -32,6 +32,9 @@ class Cell(Protocol):
     of their own.
     """
 
+    element_wise: ClassVar[bool]
+    """Whether each unit is a recurrence by itself: the weight has one dimension."""
+
     def ready(self, weight: Tensor) -> Tensor:
         """The weight as ``forward`` takes it, made once for all steps."""
         ...
@@ -70,6 +73,7 @@ class _Dense:
     parts: ClassVar[int] = 1
     kept: ClassVar[int] = 0
     inner_bias: ClassVar[bool] = False
+    element_wise: ClassVar[bool] = False
 
     def ready(self, weight: Tensor) -> Tensor:
         return weight.mT.contiguous()
@@ -131,6 +135,8 @@ class Diagonal(Linear):
     """h' = drive + lambda * h, element by element; lambda real or complex (torch's convention: conjugates on the way
     back).
     """
+
+    element_wise: ClassVar[bool] = True
 
     def ready(self, weight: Tensor) -> Tensor:
         return weight

@@ -32,7 +32,6 @@ from chronograd.recurrence.adapters import adapt
 from chronograd.recurrence.quiet import keep_buffers, keep_random
 from chronograd.recurrence.states import leaves, tree_map
 from chronograd.stretch import lay_losses, lay_stretch
-from chronograd.truncation import Full
 
 from .cost import seconds, seconds_of_pages
 from .outlook import Forecast, Outlook
@@ -172,7 +171,7 @@ class _Sample:
     def walk(self, steps: int) -> Walk:
         """A walk over so many steps, from the initial state."""
         inputs, targets = self.steps(steps)
-        piece = lay_stretch(inputs, None, None, None, None, Full()).piece
+        piece = lay_stretch(inputs, None, None, None, None, draws=False).piece
         losses: Losses = lay_losses(self.loss_fn, targets, None, piece, self.parameters.values())
         recurrence = adapt(self.model, inputs, None)
         return Walk(recurrence, Course([piece]), losses, 0, 1 / max(1.0, losses.weight), Tally(self.parameters))

@@ -12,13 +12,21 @@ __all__ = ["Mode"]
 class Mode(ABC):
     """A way to add up the kept terms: a frozen dataclass of plain numbers.
 
-    ``exact`` says that the mode adds nothing to the truncation's own error, ``online`` that it walks forward with the
-    data.
+    ``exact`` says that the mode adds nothing to the truncation's own error, ``unbiased`` that it adds nothing to it in
+    the mean over its draws, ``random`` that it draws. ``walks`` says that it walks forward: what it knows of the past
+    is handed on in the carry, and no step is run again; ``online``, that it can do so one step at a time.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool]
     online: ClassVar[bool]
+    walks: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the mean over draws is the gradient that the truncation keeps."""
+        return self.exact
 
     @property
     def row(self) -> str:
@@ -39,6 +47,12 @@ class Mode(ABC):
         after the other.
         """
         return None
+
+    def walk(self, onward: Any, section: dict[str, Any]) -> Any:
+        """What takes a call's steps one block after the other, for modes that walk forward
+        (``forward.onward.Walk``); ``section`` is what the carry holds of the calls before.
+        """
+        raise NotImplementedError(f"mode {self} does not walk forward")
 
     def __str__(self) -> str:
         return self.spec()

@@ -74,6 +74,12 @@ class Tally:
                 "whole numbers; return a loss that autograd can follow, or freeze all parameters on purpose"
             )
 
+    def add_found(self, grads: Mapping[str, Tensor]) -> None:
+        """Add gradients of parameters that were found otherwise than by autograd."""
+        self.followed = True
+        for name, grad in grads.items():
+            self.grads[name] = grad if name not in self.grads else self.grads[name] + grad
+
     def put(self, leaf: Tensor, at: int, grad: Tensor) -> None:
         """Add the gradient of some steps of one of the inputs, from its step ``at`` on, if it is asked for."""
         number = next((n for n, extra in enumerate(self.extra) if extra is leaf), None)

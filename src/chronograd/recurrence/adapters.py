@@ -78,7 +78,7 @@ class Recurrence:
         where its outputs are those of one call, it hides nothing.
         """
         why = hidden_steps(self.model)
-        if why is None or not why.endswith(_ATTENDS) or leaves(few := self._few(3))[0].shape[0] < 2:
+        if why is None or not why.endswith(_ATTENDS) or leaves(few := self.few(3))[0].shape[0] < 2:
             return why
         return None if self._runs_stepwise(few) else why
 
@@ -110,7 +110,7 @@ class Recurrence:
             return None
         if (known := own_layout(self.model)) is not None:
             return known
-        few = self._few(2)
+        few = self.few(2)
         with quiet(self.model), settled(self.model), self._looking():
             found = read_layout(self._answer, few)
             return found if found is not None and self._starts_anew(found, few) else None
@@ -187,7 +187,7 @@ class Recurrence:
         """Whether the model draws random numbers (dropout), seen on two steps."""
         with quiet(self.model), self._looking():
             before = torch.get_rng_state()
-            self._answer(self._few(2), None)
+            self._answer(self.few(2), None)
             return not torch.equal(before, torch.get_rng_state())
 
     @cached_property
@@ -199,7 +199,7 @@ class Recurrence:
         with quiet(self.model), self._looking():
             held = [module._buffers[name] for module, name in places]
             before = [(buffer, None if buffer is None else buffer._version) for buffer in held]
-            few = self._few(2)
+            few = self.few(2)
             self._answer(few, self._answer(few, None)[1])
             after = [(found, None if found is None else found._version) for found in (m._buffers[n] for m, n in places)]
             return [
@@ -217,7 +217,7 @@ class Recurrence:
         if self.layout is not None:
             return self.layout.dims
         declared = getattr(self.model, "state_row_dim", None)
-        few = tree_map(lambda x: x[:1], self._few(2))
+        few = tree_map(lambda x: x[:1], self.few(2))
         rows = leaves(few)[0].shape[1]
         again = torch.arange(rows + 1).clamp(max=rows - 1)
         with quiet(self.model), self._looking():
@@ -244,7 +244,7 @@ class Recurrence:
             )
             raise
 
-    def _few(self, steps: int) -> Tree:
+    def few(self, steps: int) -> Tree:
         """The first steps and rows of the sample; all rows for a model that declares where its rows lie."""
         rows = None if getattr(self.model, "state_row_dim", None) is not None else 2
         return tree_map(lambda x: x[:steps, :rows], self._sample)
@@ -268,10 +268,7 @@ class Recurrence:
             if self.layout.holds(final, seen, leaves(inputs)[0].shape[0]):
                 return outputs, final, [state if t == 0 else self.layout.before(final, seen, t) for t in visits]
             if self.engine is not None:
-                raise ValueError(
-                    f"{type(self.model).__name__} runs its recurrent layers otherwise than on its first two steps, or "
-                    "not over all of them, so they cannot be run in parallel over time; use mode=cg.Reverse()"
-                )
+                raise ValueError(self._other_loops())
             # The model ran its layers otherwise than in its first steps: from here on it is an opaque one.
             self.__dict__["dims"], self.__dict__["layout"] = self.layout.dims, None
             torch.set_rng_state(random)
@@ -292,16 +289,35 @@ class Recurrence:
         outputs, final, _, returned = run_pieces(self._answer, self._dims, inputs, state, edges, ())
         return outputs, final, leaves(returned)
 
+    def watch(self, inputs: Tree, state: Tree, edges: Edges, engine: Engine) -> tuple[Tree, Tree]:
+        """Outputs and final state of a stretch whose loops ``engine`` runs; for models made of recurrent layers.
+
+        Raises:
+            ValueError: where the model runs its layers otherwise than in its first steps.
+        """
+        seen, outputs, final = self._gated(inputs, state, edges, engine)
+        if self.layout is None or not self.layout.holds(final, seen, leaves(inputs)[0].shape[0]):
+            raise ValueError(self._other_loops())
+        return outputs, final
+
+    def _other_loops(self) -> str:
+        return (
+            f"{type(self.model).__name__} runs its recurrent layers otherwise than on its first two steps, or not over "
+            "all of them, so nothing but the model itself can run them; use mode=cg.Reverse()"
+        )
+
     def _dims(self) -> RowDims:
         return self.dims
 
-    def _gated(self, inputs: Tree, state: Tree, edges: Edges) -> tuple[GatedForward, Tree, Tree]:
+    def _gated(
+        self, inputs: Tree, state: Tree, edges: Edges, engine: Engine | None = None
+    ) -> tuple[GatedForward, Tree, Tree]:
         if state is None and edges.gates is not None:
             # The initial state is not on an edge: it learns, whatever the gate before the first step.
             gates = edges.gates.index_fill(0, torch.tensor([0], device=edges.gates.device), 1)
             edges = Edges(gates, edges.reset, edges.valid)
         fresh = None if edges.reset is None else self._fresh_states(inputs, edges.reset, self.layout)
-        with GatedForward(edges, fresh, self.engine) as seen:
+        with GatedForward(edges, fresh, engine or self.engine) as seen:
             outputs, final = self._answer(inputs, state)
         return seen, outputs, final
 

@@ -1,0 +1,142 @@
+"""What a walk forward is: it takes the steps of a call block by block, adds up their gradient, and hands on what it
+knows of the past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from chronograd.carry import Piece
+from chronograd.modes.losses import Losses
+from chronograd.modes.tally import Tally
+from chronograd.recurrence.adapters import Recurrence
+from chronograd.recurrence.contract import check_pair
+from chronograd.recurrence.quiet import keep_buffers, keep_random
+from chronograd.recurrence.states import detach, leaves
+
+__all__ = ["Onward", "Parameters", "Walk", "check_shapes", "reaching", "refuse_bytes", "refuse_draws"]
+
+
+@dataclass(frozen=True)
+class Onward:
+    """What a walk computes with: the model, where gradients are added up, the factor 1 / sum(w) of the losses, and
+    what random numbers depend on beside the position: the stream's ``seed`` and its row ids (B,).
+    """
+
+    recurrence: Recurrence
+    tally: Tally
+    scale: float
+    seed: int | None
+    rows: Tensor
+
+
+class Walk(Protocol):
+    """A way forward through a stream; ``block`` is how many steps it takes at once at most, ``ways`` say what it does
+    where that is not what its mode's name says.
+    """
+
+    block: int
+    ways: tuple[Any, ...]
+
+    def through(self, piece: Piece, state: Any, losses: Losses, position: int) -> Any:
+        """Take the steps of a piece, the first of them at ``position`` of the stream, and add their gradient; the
+        state after them, without a graph.
+        """
+        ...
+
+    def section(self) -> dict[str, Any]:
+        """What the next call needs to know of the steps so far: plain nestings of tensors."""
+        ...
+
+
+class Parameters:
+    """Some parameters as one vector of P real numbers, a complex one as two.
+
+    >>> flat = Parameters({"w": torch.zeros(2, 2), "b": torch.zeros(2)})
+    >>> flat.size, {name: tuple(part.shape) for name, part in flat.split(torch.arange(6.0)).items()}
+    (6, {'w': (2, 2), 'b': (2,)})
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.values = dict(values)
+        self._sizes = [value.numel() * (2 if value.is_complex() else 1) for value in self.values.values()]
+        self.size = sum(self._sizes)
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """A vector (P,) as gradients by name, each of its parameter's shape and dtype."""
+        found = {}
+        for (name, value), part in zip(self.values.items(), flat.split(self._sizes)):
+            if value.is_complex():
+                part = torch.view_as_complex(part.reshape(*value.shape, 2).contiguous())
+            found[name] = part.reshape(value.shape).to(value.dtype)
+        return found
+
+    def join(self, parts: list[Tensor | None], lead: tuple[int, ...]) -> Tensor:
+        """Tensors (*lead, *shape), one for each parameter in order, None for 0, as one (*lead, P)."""
+        flat = []
+        for value, part, size in zip(self.values.values(), parts, self._sizes):
+            if part is None:
+                flat.append(value.new_zeros(*lead, size).real if value.is_complex() else value.new_zeros(*lead, size))
+            else:
+                flat.append((torch.view_as_real(part) if part.is_complex() else part).reshape(*lead, size))
+        return torch.cat(flat, -1)
+
+
+def reaching(onward: Onward) -> dict[str, Tensor]:
+    """The trainable parameters that the next state depends on, by name; seen on two steps from ``state=None``."""
+    recurrence, named = onward.recurrence, onward.tally.parameters
+    few = recurrence.few(1)
+    with keep_random(), keep_buffers(recurrence.model), torch.enable_grad():
+        begun = check_pair(recurrence.call(few, None))[1]
+        states = [begun, check_pair(recurrence.call(few, detach(begun)))[1]]
+        made = [x for x in leaves(states) if x.requires_grad]
+        sums = [(torch.view_as_real(x) if x.is_complex() else x).sum() for x in made]
+        if not named or not sums:
+            return {}
+        found = torch.autograd.grad(sums, list(named.values()), allow_unused=True)
+    return {name: named[name] for name, grad in zip(named, found) if grad is not None}
+
+
+def refuse_draws(mode: Any, recurrence: Recurrence) -> None:
+    """Refuse models that draw random numbers: derivatives would be of other draws than the states.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if recurrence.draws:
+        raise ValueError(
+            f"mode {mode}: the model draws random numbers, and its derivatives would be of other draws than its "
+            "states; switch them off (model.eval()), or use mode=cg.Reverse()"
+        )
+
+
+def refuse_bytes(mode: Any, wanted: int, limit: int, what: str, instead: str) -> None:
+    """Refuse influence that takes more than ``limit`` bytes.
+
+    Raises:
+        ValueError: in one line: how many, of what, and what to do.
+    """
+    if wanted > limit:
+        raise ValueError(
+            f"mode {mode} would keep {wanted / 1e6:,.0f} MB of influence ({what}), above its limit of "
+            f"{limit / 1e6:,.0f} MB; use {instead}, fewer rows or units, or a higher limit"
+        )
+
+
+def check_shapes(mode: Any, held: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse influence that belongs to another model.
+
+    Raises:
+        ValueError: in one line.
+    """
+    found = {name: tuple(part.shape) for name, part in held.items()}
+    if found != dict(expected):
+        raise ValueError(
+            f"the carry's influence under mode {mode} is {found}, but this model's would be {dict(expected)}: give "
+            "each model the carry that its own calls returned, and None to begin with"
+        )

@@ -1,0 +1,33 @@
+"""The studies run to their end at a reduced size, and write their page and figures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = sorted(path for path in (ROOT / "studies").glob("*.py") if path.stem != "page")
+
+
+def test_there_are_studies_and_each_has_its_page():
+    assert STUDIES
+    for script in STUDIES:
+        page = ROOT / "docs" / "studies" / f"{script.stem}.md"
+        assert page.is_file() and "--quick" not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("script", STUDIES, ids=lambda path: path.stem)
+def test_study(script, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-W", "error", str(script), "--quick", "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    page = (tmp_path / f"{script.stem}.md").read_text(encoding="utf-8")
+    assert "| " in page and "not to quote" in page
+    assert sorted(tmp_path.glob("*.png"))
