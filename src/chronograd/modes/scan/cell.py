@@ -130,8 +130,11 @@ class _Steps:
             after = torch.where(self.edges.valid.unsqueeze(-1), after, before)
         return after
 
-    def linearize(self, before: Tensor, full: bool) -> tuple[Tensor, Tensor]:
-        """f, and dh_t/dh_{t-1} (T, B, n, n), or its diagonal (T, B, n)."""
+    def linearize(self, before: Tensor, full: bool | None) -> tuple[Tensor, Tensor]:
+        """f, and dh_t/dh_{t-1} (T, B, n, n), or its diagonal (T, B, n); None of it where ``full`` is None."""
+        if full is None:
+            with torch.no_grad():
+                return self.call(before), before
         with torch.enable_grad():
             given = before.detach().requires_grad_()
             after = self.call(given)
@@ -176,7 +179,7 @@ class _Steps:
                 flow = _pulled(after, leaf, delta)
                 return flow if self.edges.gates is None else _gated(flow, self.edges.gates)
 
-            return solver.solve_back(pull, own, given)
+            return solver.solve_back(pull, own, given, before)
         if self.steps == 1:
             return given
         jacobian = self.linearize(before, True)[1]

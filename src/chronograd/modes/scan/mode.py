@@ -47,8 +47,9 @@ class Scan(Mode):
             ``"loop"``: the states by the ordinary loop, and only the way back by a scan of full Jacobians.
         always: also scan where the kernels' loop is faster: linear and diagonal layers on a CPU.
         iterations: how many Newton may take.
-        tolerance: the change at which states are done, of each number of a row's state relative to its largest value
-            over time; None is eps^(3/4): 1.8e-12 in float64, 6.4e-6 in float32.
+        tolerance: states are done when no number of a row's state changes by more than this part of its largest value
+            over time, and every one is at every step as near to f of the state before, relative to its own size there
+            or but for rounding; None is eps^(3/4): 1.8e-12 in float64, 6.4e-6 in float32.
         limit: bytes that full Jacobians may take.
 
     Raises:
