@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from chronograd.kernels import Edges
 from chronograd.modes.replay import snapshot
 from chronograd.recurrence.contract import shown
+from chronograd.recurrence.quiet import uncast
 from chronograd.recurrence.sequence import Path, check_rows, run_cell
 from chronograd.recurrence.states import RowDims, detach, leaves, tree_map
 
@@ -41,6 +42,13 @@ def run_cell_at_once(mode: Scan, ways: list[Way], cell: Cell, inputs: Tree, stat
     Raises:
         ValueError: as ``Scan`` says, and for states that are not real numbers of one dtype.
     """
+    # What Newton solves must be smooth: rounded to half precision, f goes in steps.
+    context, inputs, state = uncast(inputs, state)
+    with context:
+        return _run(mode, ways, cell, inputs, state, edges)
+
+
+def _run(mode: Scan, ways: list[Way], cell: Cell, inputs: Tree, state: Tree, edges: Edges) -> Path:
     random = snapshot()
     first = None
     if state is None:
