@@ -190,3 +190,56 @@ def test_growth_is_the_largest_lyapunov_exponent():
         frame, r = torch.linalg.qr(found[-1] @ frame)
         total += float(r[0, 0].abs().log())
     assert growth(torch.stack(found).unsqueeze(1)) == pytest.approx(total / 400, abs=0.03)
+
+
+@pytest.mark.parametrize("forward", ["newton", "quasi"])
+def test_a_cell_that_is_not_finite_at_zero_takes_the_loop_and_says_so(forward):
+    """Newton's guess is zeros, where the direction of a state is 0 / 0; the states that the cell comes to are fine."""
+
+    class Directed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x, state):
+            state = torch.ones_like(x) if state is None else state
+            return (self.linear(x) + state / state.norm(dim=-1, keepdim=True)).tanh()
+
+    torch.manual_seed(0)
+    model, x = cg.Recurrent(Directed()).double(), torch.randn(30, 2, 3, dtype=torch.float64)
+    ours, _ = cg.value_and_grad(model, squared, x, torch.zeros_like(x), mode=cg.Scan(forward))
+    theirs, _ = cg.value_and_grad(model, squared, x, torch.zeros_like(x))
+    assert "not finite" in ours.how[0].why and ours.how[0].how == "jacobians"
+    assert_close(ours.loss, theirs.loss)
+    for name, grad in theirs.grads.items():
+        assert_close(ours.grads[name], grad)
+
+
+@pytest.mark.parametrize("forward", ["newton", "quasi"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_states_and_states_beside_large_ones_are_as_exact_as_others(forward, dtype):
+    class Counting(nn.Module):
+        """A state beside a sum that grows to 1e10."""
+
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.RNNCell(3, 4)
+
+        def forward(self, x, state):
+            h, total = (x.new_zeros(len(x), 4), x.new_zeros(len(x), 1)) if state is None else state
+            return self.cell(x, h), total + 1e8 * x[:, :1].abs()
+
+    torch.manual_seed(0)
+    x = torch.randn(200, 2, 3, dtype=dtype)
+    near = 1e-10 if dtype == torch.float64 else 1e-4
+    for model, given in (
+        (cg.RNN(3, 4, bias=False), 1e-12 * x),
+        (cg.Recurrent(Counting(), lambda state: state[0]), x),
+    ):
+        model.to(dtype)
+        zeros = x.new_zeros(200, 2, 4)
+        loss_fn = lambda outputs, targets: (outputs - targets).square().sum(-1)  # noqa: E731
+        ours, _ = cg.value_and_grad(model, loss_fn, given, zeros, mode=cg.Scan(forward))
+        theirs, _ = cg.value_and_grad(model, loss_fn, given, zeros)
+        for name, grad in theirs.grads.items():
+            assert_close(ours.grads[name] / grad.abs().max(), grad / grad.abs().max(), near)

@@ -237,3 +237,16 @@ def test_the_loop_that_a_gpu_takes(kind, monkeypatch):
     )
     assert served
     assert_same_grads(ours.grads, theirs.grads)
+
+
+@pytest.mark.parametrize("layer", [cg.LinearRNN, cg.DiagonalRNN, cg.GRU, cg.LSTM])
+def test_the_way_back_under_autocast_keeps_the_precision_of_the_weights(layer):
+    """``value_and_grad`` walks back where it is called, so inside of the autocast region too."""
+    torch.manual_seed(0)
+    model, x = layer(3, 8), torch.randn(60, 2, 3)
+    loss_fn = lambda outputs, targets: outputs.square().sum(-1)  # noqa: E731
+    expected, _ = cg.value_and_grad(model, loss_fn, x, None)
+    for mode in (cg.Scan(always=True), cg.Scan("loop", always=True)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found, _ = cg.value_and_grad(model, loss_fn, x, None, mode=mode)
+        assert_same_grads(found.grads, expected.grads, 1e-5)

@@ -104,11 +104,11 @@ def forecast(
         progress(0, total, "bytes of a step")
         inner = sample.bytes(inner=True)
         progress(1, total, "bytes of a step")
-        took, whole = seconds(partial(sample.bytes, inner=False))  # as long as the other, but for what is loaded there
+        whole = sample.bytes(inner=False)
         rows, clocks = [], []
         for number, mode in enumerate(asked):
             progress(2 + number, total, f"{mode}")
-            row, clock = _outlook(sample, mode, inner, whole, took)
+            row, clock = _outlook(sample, mode, whole)
             rows.append(row)
             clocks.append(clock)
         times: list[list[float]] = [[] for _ in rows]
@@ -154,6 +154,11 @@ class _Sample:
     def parameters(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
+    @property
+    def own(self) -> int:
+        """Bytes of the parameters' gradients, which are not the mode's."""
+        return sum(value.nbytes for value in self.parameters.values())
+
     def steps(self, count: int) -> tuple[Any, Any]:
         """Inputs and targets of so many steps."""
         times = -(-count // self.given)
@@ -171,10 +176,10 @@ class _Sample:
         recurrence = adapt(self.model, inputs, None)
         return Walk(recurrence, Course([piece]), losses, 0, 1 / max(1.0, losses.weight), Tally(self.parameters))
 
-    def bytes(self, inner: bool) -> StepBytes:
-        """What ``Reverse(memory=...)`` would find on the whole sequence."""
+    def bytes(self, inner: bool, limit: int | None = None) -> StepBytes:
+        """What ``Reverse(memory=...)`` would find on the whole sequence, within ``limit`` bytes."""
         walk = self.walk(min(self.length, self._looked_at))
-        return measured_bytes(walk, None, inner)
+        return measured_bytes(walk, None, inner, limit)
 
     @cached_property
     def _looked_at(self) -> int:
@@ -183,7 +188,7 @@ class _Sample:
         with torch.no_grad():
             _, state = walk.recurrence.run(piece.inputs, None, edges_of(piece, None))
         held = sum(leaf.nbytes for leaf in leaves(state))
-        return steps_measured(sum(value.nbytes for value in self.parameters.values()), held)
+        return steps_measured(self.own, held)
 
     def clock(self, mode: Mode, most: int) -> Clock:
         """The time of a whole call on at most so many steps, and no more of them than take ``LONG``."""
@@ -222,10 +227,8 @@ class _Sample:
         return clock
 
 
-def _outlook(
-    sample: _Sample, mode: Mode, inner: StepBytes, whole: StepBytes, took: float
-) -> tuple[Outlook, Clock | None]:
-    """A mode's row but for its time, and what measures that; ``took`` seconds a budget's mode measures bytes itself."""
+def _outlook(sample: _Sample, mode: Mode, whole: StepBytes) -> tuple[Outlook, Clock | None]:
+    """A mode's row but for its time, and what measures that."""
     if isinstance(mode, Scan):
         return _scan(sample, mode)
     stored = whole.fixed + whole.step * sample.length
@@ -234,14 +237,18 @@ def _outlook(
         budget = mode.budget(sample.device)
         if budget is None:
             return Outlook(str(mode), stored, 1.0), sample.clock(mode, enough)
-        plan = inner.plan(sample.length, budget)
+        # Within the budget fewer steps are looked at, so what is found depends on it.
+        with PeakBytes() as count:
+            took, found = seconds(partial(sample.bytes, inner=True, limit=budget))
+        plan = found.plan(sample.length, budget)
     except (ValueError, OSError) as error:
         return Outlook(str(mode), refusal=str(error)), None
+    looking = count.peak + PER_TENSOR * count.tensors - sample.own
     if plan.segments == 1:
         clock = sample.clock(Reverse(), enough)
-        return Outlook(str(mode), stored, plan.runs), lambda: took + clock()
+        return Outlook(str(mode), max(stored, looking), plan.runs), lambda: took + clock()
     clock = sample.clock_walk(plan)
-    return Outlook(str(mode), plan.nbytes, plan.runs), lambda: took + clock()
+    return Outlook(str(mode), max(plan.nbytes, looking), plan.runs), lambda: took + clock()
 
 
 def _scan(sample: _Sample, mode: Scan) -> tuple[Outlook, Clock | None]:
@@ -268,8 +275,7 @@ def _scan(sample: _Sample, mode: Scan) -> tuple[Outlook, Clock | None]:
         ), None
     except ValueError as error:
         return Outlook(str(mode), refusal=str(error)), None
-    own = sum(value.nbytes for value in sample.parameters.values())
-    found = Outlook(str(mode), max(0, int(few + step * (sample.length - low)) - own))
+    found = Outlook(str(mode), max(0, int(few + step * (sample.length - low)) - sample.own))
     return found, sample.clock(mode, max(high, int(BEYOND_CACHE / max(1.0, step))))
 
 

@@ -107,6 +107,7 @@ class Walk:
         bounds = [0, *(cut for cut in cuts if cut), steps]
         lengths = {end - begin for begin, end in zip(bounds[:-1], bounds[1:])} | {steps}
         plans = {length: budget.plan(self, state, length) for length in lengths}
+        self.tally.again = len(lengths) > 1 or any(plan.segments > 1 for plan in plans.values())
         for begin, end in _together(bounds, min(MOST_TOGETHER, plans[steps].length)):
             if end - begin not in plans:
                 plans[end - begin] = budget.plan(self, state, end - begin)

@@ -17,7 +17,11 @@ class Tally:
     """A running sum over groups of steps or windows, each differentiated by itself.
 
     ``inputs`` and ``state`` are trees of leaves to differentiate too, or None. Parameters that no loss reaches stay
-    absent.
+    absent. ``grads`` are tensors of their own, which share no memory with one another.
+
+    What autograd hands out first may be held by others too, so it is not written to: the second time a sum is made
+    beside it, and from then on gradients are added in place. ``again`` says that more than one group is to come, in
+    little memory: then the first is copied, which holds no more at once than adding the second.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], inputs: Any = None, state: Any = None) -> None:
@@ -26,7 +30,10 @@ class Tally:
         self.total: Tensor | None = None
         self.followed = False  # whether any loss had a graph
         self.grads: dict[str, Tensor] = {}
+        self.again = False
         self._extra: list[Tensor | None] = [None] * len(self.extra)
+        self._own: set[str] = set()  # the names of sums that were made here
+        self._held: set[int] = set()  # where the memory of the others begins
 
     def add(
         self,
@@ -49,16 +56,41 @@ class Tally:
                 sources, cotangents = [scaled, *sources], [torch.ones_like(scaled), *cotangents]
         if not targets or not sources:
             return [None] * len(wanted)
-        found = torch.autograd.grad(sources, targets, cotangents, allow_unused=True)
+        # The way back takes each operator in the precision that it ran in forward: casting again would round more.
+        with torch.autocast(sources[0].device.type, enabled=False):
+            found: list[Tensor | None] = [*torch.autograd.grad(sources, targets, cotangents, allow_unused=True)]
         known = len(self.parameters)
-        for name, grad in zip(self.parameters, found):
+        for number, name in enumerate(self.parameters):
+            grad, found[number] = found[number], None  # freed once it is added
             if grad is not None:
-                self.grads[name] = grad if name not in self.grads else self.grads[name] + grad
+                self._add(name, grad)
         for number, grad in enumerate(found[known : known + len(self.extra)]):
             if grad is not None:
                 before = self._extra[number]
                 self._extra[number] = grad if before is None else before + grad
-        return list(found[known + len(self.extra) :])
+        return found[known + len(self.extra) :]
+
+    def _add(self, name: str, grad: Tensor) -> None:
+        held = self.grads.get(name)
+        if held is not None and name in self._own:
+            held.add_(grad)
+            return
+        plain = grad.layout == torch.strided
+        if held is not None:
+            self.grads[name] = held + grad
+        elif plain and (self.again or self._shared(grad)):
+            self.grads[name] = grad.clone(memory_format=torch.contiguous_format)
+        else:
+            self.grads[name] = grad
+            return
+        if plain:  # of sparse ones a sum in place may be none
+            self._own.add(name)
+
+    def _shared(self, grad: Tensor) -> bool:
+        """Whether numbers of it lie in the same place, or beside those of another gradient."""
+        begin, before = grad.untyped_storage().data_ptr(), len(self._held)
+        self._held.add(begin)
+        return len(self._held) == before or any(n > 1 and not by for n, by in zip(grad.shape, grad.stride()))
 
     def check(self) -> None:
         """Raise where losses were added, gradients are asked for, and no loss had a graph.
@@ -76,7 +108,7 @@ class Tally:
         """Add gradients of parameters that were found otherwise than by autograd."""
         self.followed = True
         for name, grad in grads.items():
-            self.grads[name] = grad if name not in self.grads else self.grads[name] + grad
+            self._add(name, grad)
 
     def put(self, leaf: Tensor, at: int, grad: Tensor) -> None:
         """Add the gradient of some steps of one of the inputs, from its step ``at`` on, if it is asked for."""

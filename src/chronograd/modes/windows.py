@@ -129,6 +129,7 @@ def spans_within(
     each = budget.measure(forward, state)
     longest = max(span.last - span.start + 1 for span in spans)
     plan = each.plan(longest, budget.limit)
+    tally.again = True
     together = 1 if plan.advances else max(1, int((budget.limit - each.fixed) // (longest * each.step + each.state)))
     states: dict[int, Any] = {0: state}
     at = 0

@@ -28,7 +28,7 @@ from .layers import GRU, LSTM, RNN
 from .layout import Layout, own_layout, read_layout
 from .linear import DiagonalRNN, LinearRNN
 from .pieces import run_pieces
-from .quiet import buffers_of, keep_buffers, keep_random, quiet, settled
+from .quiet import buffers_of, keep_buffers, keep_random, quiet, settled, uncast
 from .recurrent import Recurrent
 from .sequence import Engine
 from .states import RowDims, check_state, detach, find_row_dims, leaves, tree_map
@@ -121,10 +121,12 @@ class Recurrence:
 
         An attention over h_{t-1}, or a readout of it, would go on to see the state of before. Values alone do not
         tell: what reads the state through a weight that is zero now shows in that weight's gradient, and layers that
-        are run again on the way back (checkpoints), outside of the gates, show in all of them.
+        are run again on the way back (checkpoints), outside of the gates, show in all of them. Looked at without
+        autocast, whose rounding hides what is small.
         """
+        context, few = uncast(few)
         wrt = [p for p in self.model.parameters() if p.requires_grad]
-        with torch.enable_grad():
+        with torch.enable_grad(), context:
             few = tree_map(lambda x: x.detach().requires_grad_(x.is_floating_point()), few)
             wrt += [x for x in leaves(few) if x.requires_grad]
             found, expected = self._reset_and_begun(layout, few)
@@ -349,8 +351,8 @@ def _some_gradient(tensors: list[Tensor], wrt: list[Tensor]) -> list[Tensor]:
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    if not (a.is_floating_point() or a.is_complex()) or a.shape != b.shape:
-        return a.shape == b.shape
+    if not (a.is_floating_point() or a.is_complex()) or a.shape != b.shape or a.dtype != b.dtype:
+        return a.shape == b.shape and a.dtype == b.dtype
     tolerance = torch.finfo(a.dtype).eps ** 0.5
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 

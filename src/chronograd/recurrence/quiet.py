@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["buffers_of", "keep_buffers", "keep_random", "quiet", "settled"]
+from .states import leaves, tree_map
+
+__all__ = ["buffers_of", "keep_buffers", "keep_random", "quiet", "settled", "uncast"]
 
 
 @contextmanager
@@ -71,3 +74,24 @@ def settled(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def uncast(*trees: Any) -> tuple[Any, ...]:
+    """Where autocast is on: a context without it, and the trees with its half precision as float32, as weights are.
+    Anywhere else a context that does nothing, and the trees.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     context, x = uncast(torch.ones(2, dtype=torch.bfloat16))
+    ...     with context:
+    ...         x.dtype, (x @ x).dtype
+    (torch.float32, torch.float32)
+    """
+    device = next((leaf.device.type for leaf in leaves(list(trees))), "cpu")
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return nullcontext(), *trees
+    low = torch.get_autocast_dtype(device)
+
+    def widen(x: Tensor) -> Tensor:
+        return x.float() if x.dtype == low else x
+
+    return torch.autocast(device, enabled=False), *(tree_map(widen, tree) for tree in trees)

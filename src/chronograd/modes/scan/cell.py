@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from chronograd.kernels import Edges
 from chronograd.modes.replay import snapshot
 from chronograd.recurrence.contract import shown
+from chronograd.recurrence.quiet import uncast
 from chronograd.recurrence.sequence import Path, check_rows, run_cell
 from chronograd.recurrence.states import RowDims, detach, leaves, tree_map
 
@@ -32,6 +33,8 @@ __all__ = ["run_cell_at_once"]
 Tree = Any
 Cell = Callable[[Tree, Tree], Tree]
 
+NOT_AT_ZERO = "Newton begins at states of zeros, where the cell is not finite; the states are the loop's"
+
 
 def run_cell_at_once(mode: Scan, ways: list[Way], cell: Cell, inputs: Tree, state: Tree, edges: Edges) -> Path:
     """Run a cell over (T, B, ...); as ``sequence.run_cell``.
@@ -39,6 +42,13 @@ def run_cell_at_once(mode: Scan, ways: list[Way], cell: Cell, inputs: Tree, stat
     Raises:
         ValueError: as ``Scan`` says, and for states that are not real numbers of one dtype.
     """
+    # What Newton solves must be smooth: rounded to half precision, f goes in steps.
+    context, inputs, state = uncast(inputs, state)
+    with context:
+        return _run(mode, ways, cell, inputs, state, edges)
+
+
+def _run(mode: Scan, ways: list[Way], cell: Cell, inputs: Tree, state: Tree, edges: Edges) -> Path:
     random = snapshot()
     first = None
     if state is None:
@@ -128,8 +138,11 @@ class _Steps:
             after = torch.where(self.edges.valid.unsqueeze(-1), after, before)
         return after
 
-    def linearize(self, before: Tensor, full: bool) -> tuple[Tensor, Tensor]:
-        """f, and dh_t/dh_{t-1} (T, B, n, n), or its diagonal (T, B, n)."""
+    def linearize(self, before: Tensor, full: bool | None) -> tuple[Tensor, Tensor]:
+        """f, and dh_t/dh_{t-1} (T, B, n, n), or its diagonal (T, B, n); None of it where ``full`` is None."""
+        if full is None:
+            with torch.no_grad():
+                return self.call(before), before
         with torch.enable_grad():
             given = before.detach().requires_grad_()
             after = self.call(given)
@@ -148,6 +161,9 @@ class _Steps:
             path = self._walk(self.edges, self.steps)
         else:
             path = self.solver.solve(self.linearize, start, self.edges, self.steps, self._first_jacobians)
+            if path.isnan().all():  # a state of zeros may be none that the cell can start from
+                self.solver.ways[-1] = Way(self.solver.loop, "jacobians", NOT_AT_ZERO)
+                path = self._walk(self.edges, self.steps)
         if torch.is_grad_enabled():
             state = self.state
             if self.edges.gates is not None:
@@ -171,7 +187,7 @@ class _Steps:
                 flow = _pulled(after, leaf, delta)
                 return flow if self.edges.gates is None else _gated(flow, self.edges.gates)
 
-            return solver.solve_back(pull, own, given)
+            return solver.solve_back(pull, own, given, before)
         if self.steps == 1:
             return given
         jacobian = self.linearize(before, True)[1]

@@ -152,7 +152,7 @@ def _states(plan: _Plan, drive: Tensor, weight: Tensor, bias: Tensor | None, ini
         return (scan(coefficients, terms, start),)
     numbers = None if edges.reset is None else edges.fresh_rows()
 
-    def step(before: Tensor, full: bool) -> tuple[Tensor, Tensor]:
+    def step(before: Tensor, full: bool | None) -> tuple[Tensor, Tensor]:
         given = _parts(before, cell.parts)
         if edges.reset is not None:
             given = start_anew(given, edges.reset, fresh, numbers)
@@ -191,7 +191,7 @@ class _WayBack:
         self.across, self.rows = drive.shape[:2], drive.shape[0] * drive.shape[1]
         self.still = None if plan.edges.valid is None else ~plan.edges.valid.unsqueeze(-1)
         old, new = (tuple(part.flatten(0, 1) for part in states) for states in (before, path))
-        cell = plan.cell
+        cell, self.old = plan.cell, _flat(before)
         if cell.kept:
             self.factors = step_all(cell, drive.flatten(0, 1), old, weight, bias)[1]
         else:
@@ -205,7 +205,7 @@ class _WayBack:
             assert isinstance(own, Diagonal)
             every = slice(None)
             pull = lambda delta: self.crossed(self.before(delta, self.pull(delta), every))  # noqa: E731
-            return plan.solver.solve_back(pull, own, given)
+            return plan.solver.solve_back(pull, own, given, self.old)
         if len(given) == 1:
             return given
         edges = plan.edges[1:]

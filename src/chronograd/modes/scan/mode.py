@@ -32,9 +32,10 @@ class Scan(Mode):
 
     Exact for the terms that the truncation keeps, to ``tolerance``. Takes models whose recurrent loops can be seen:
     layers of torch or ours, however deep inside, and cells in ``cg.Recurrent``; float32 and float64, complex for
-    ``cg.DiagonalRNN``. Afterwards ``gradient.how`` says for each loop how it was computed, in how many iterations, and
-    how far it was from the end before each. A cell of your own is called in each iteration, with all steps as rows of
-    one batch; it draws no random numbers, and what it writes into buffers moves each time.
+    ``cg.DiagonalRNN``; under autocast loops keep the precision of the weights. Afterwards ``gradient.how`` says for
+    each loop how it was computed, in how many iterations, and how far it was from the end before each. A cell of
+    your own is called in each iteration, with all steps as rows of one batch; it draws no random numbers, and what
+    it writes into buffers moves each time.
 
     When not to use it: on a few cores. A scan does two to three times the work of a loop (n^3 for each step where
     Jacobians are full) and pays only where many processors share it, so on a CPU linear and diagonal layers take the
@@ -48,8 +49,9 @@ class Scan(Mode):
             Jacobian of ``cg.ELSTM`` is its diagonal, so that all three take T B n numbers and the first two are one.
         always: also scan where the kernels' loop is faster: linear and diagonal layers on a CPU.
         iterations: how many Newton may take.
-        tolerance: the change of the states at which they are done, relative to the largest of them, at least 1; None is
-            eps^(3/4): 1.8e-12 in float64, 6.4e-6 in float32.
+        tolerance: states are done when no number of a row's state changes by more than this part of its largest value
+            over time, and every one is at every step as near to f of the state before, relative to its own size there
+            or but for rounding; None is eps^(3/4): 1.8e-12 in float64, 6.4e-6 in float32.
         limit: bytes that full Jacobians may take.
 
     Raises:

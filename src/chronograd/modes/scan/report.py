@@ -17,8 +17,8 @@ class Way:
             ``"loop"`` (nothing in parallel).
         why: why it is not the scan that was asked for; empty where it is.
         residuals: max |h_t - f(x_t, h_{t-1})| before each iteration of Newton's method.
-        changes: max |new h_t - old h_t| of each iteration; the last is below the tolerance. On the way back of
-            ``quasi`` both are of delta_t, relative to the largest.
+        changes: max |new h_t - old h_t| of each iteration; the last is below the tolerance, or rounding. On the way
+            back of ``quasi`` both are of delta_t, relative to the largest.
 
     >>> way = Way("gru layer of 8 units", "newton", residuals=(0.5, 1e-4), changes=(0.6, 2e-13))
     >>> print(way)

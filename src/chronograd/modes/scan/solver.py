@@ -98,15 +98,15 @@ class Solver:
         self.note(found)
         return found.path
 
-    def solve_back(self, pull: Callable[[Tensor], Tensor], own: Diagonal, given: Tensor) -> Tensor:
-        """The cotangents of the states (T, B, n).
+    def solve_back(self, pull: Callable[[Tensor], Tensor], own: Diagonal, given: Tensor, before: Tensor) -> Tensor:
+        """The cotangents of the states (T, B, n), given the states ``before`` each step.
 
         Raises:
             ValueError: where the iteration does not converge.
         """
         tolerance = tolerance_of(self.mode.tolerance, given.dtype)
         try:
-            found = solve_back(pull, own, given, iterations=self.mode.iterations, tolerance=tolerance)
+            found = solve_back(pull, own, given, before, iterations=self.mode.iterations, tolerance=tolerance)
         except NotConverged as failed:
             self._refuse(failed, tolerance, "cotangents", None)
         self.note(found, back=True)
@@ -124,10 +124,10 @@ class Solver:
                 f"mode {self.mode}: the {self.loop} did not converge, its {what} overflow in {allowed} iterations; use "
                 "mode=cg.Reverse(), which shows whether the model's own do"
             )
-        text = (
-            f"mode {self.mode}: the {self.loop} did not converge, its {what} still change by "
-            f"{failed.changes[-1]:.1e} after {allowed} iterations (tolerance {tolerance:.1e})"
-        )
+        still = f"its {what} still change by {failed.changes[-1]:.1e} after {allowed} iterations"
+        if failed.astray is not None:
+            still = f"what came before step {failed.astray} is still on its way through it after {allowed} iterations"
+        text = f"mode {self.mode}: the {self.loop} did not converge, {still} (tolerance {tolerance:.1e})"
         rate = None if jacobian is None else growth(jacobian)
         more = f"cg.Scan(iterations={4 * allowed})"
         if self.mode.forward == "quasi":
