@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from chronograd.kernels import own as module
-from chronograd.kernels.own import own_back
+from chronograd.kernels.own import LEAST, own_back, own_cell_back
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
@@ -52,3 +52,43 @@ def test_what_is_laid_out_otherwise_goes_through_torch():
     delta = given.clone()
     own_back([[own]], [delta])
     torch.testing.assert_close(delta, expected[0].float())
+
+
+@pytest.mark.parametrize("edges", [(), ("gates",), ("valid",), ("gates", "valid")], ids=str)
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("kind", ["tanh", "relu", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_cell_walks_by_its_states(dtype, kind, weighted, edges):
+    torch.manual_seed(0)
+    path, given = torch.randn(6, 3, 9, dtype=dtype).tanh(), torch.randn(6, 3, 9, dtype=dtype)
+    weight = torch.randn(9, dtype=dtype) if weighted else None
+    gates = torch.tensor([0.0, 1.0, 1.5])[torch.randint(3, (6, 3))] if "gates" in edges else None
+    valid = torch.rand(6, 3) < 0.7 if "valid" in edges else None
+    slope = {"tanh": 1 - path**2, "relu": (path > 0).to(dtype), "linear": torch.ones_like(path)}[kind]
+    own = slope * (torch.zeros(9, dtype=dtype) if weight is None else weight)
+    if valid is not None:
+        slope, own = slope * valid.unsqueeze(-1), torch.where(valid.unsqueeze(-1), own, 1)
+    own = own if gates is None else own * gates.unsqueeze(-1).to(dtype)
+    found = own_cell_back(kind, path, weight, gates, valid, given)
+    if found is None:
+        pytest.skip("the kernels are not built")
+    (delta,), (flow,) = by_definition([[own]], [given])
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {}
+    torch.testing.assert_close(found[0], (slope * delta).to(dtype), **close)
+    torch.testing.assert_close(found[1], flow.to(dtype), **close)
+    assert found[2] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_it_stops_where_all_is_forgotten(dtype):
+    path, weight = torch.zeros(60, 2, 3, dtype=dtype), torch.full((3,), 0.1, dtype=dtype)
+    found = own_cell_back("linear", path, weight, None, None, None)
+    if found is None:
+        pytest.skip("the kernels are not built")
+    product, flow, first = found
+    expected = 0.1 ** torch.arange(59, -1, -1, dtype=torch.float64)
+    least = LEAST * torch.finfo(dtype).eps
+    assert expected[first] > least >= expected[first - 1] * 0.1 or expected[first - 1] <= least
+    torch.testing.assert_close(product[first:, 0, 0].double(), expected[first:], rtol=1e-4, atol=0.0)
+    assert not product[:first].any() and float(flow.abs().max()) <= least
+    assert own_cell_back("gru", path, weight, None, None, None) is None
