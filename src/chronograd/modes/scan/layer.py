@@ -211,10 +211,7 @@ class _WayBack:
             coefficients = linear_coefficients(self.weight, edges, back=True)
         else:
             coefficients = step_coefficients(self._each(jacobians)[1:], edges, back=True)
-        delta = torch.empty_like(given)
-        delta[-1] = given[-1]
-        delta[:-1] = scan(coefficients, given[:-1], given[-1], reverse=True)
-        return delta
+        return plan.solver.scan_back(coefficients, given)
 
     def pull(self, delta: Tensor) -> _Flow:
         """One step back from all of delta, to the products, drives and states before."""

@@ -35,7 +35,8 @@ class Scan(Mode):
     ``cg.DiagonalRNN``; under autocast loops keep the precision of the weights. Afterwards ``gradient.how`` says for
     each loop how it was computed, in how many iterations, and how far it was from the end before each. A cell of
     your own is called in each iteration, with all steps as rows of one batch; it draws no random numbers, and what
-    it writes into buffers moves each time.
+    it writes into buffers moves each time. Where products of coefficients overflow and the states do not, the loop is
+    run, and ``gradient.how`` says so.
 
     When not to use it: on a few cores. A scan does two to three times the work of a loop (n^3 for each step where
     Jacobians are full) and pays only where many processors share it, so on a CPU linear and diagonal layers take the

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from chronograd.kernels import Edges
 
-from .associative import Diagonal
+from .associative import Coefficients, Diagonal, scan
 from .mode import Scan
 from .newton import NotConverged, Solved, Step, growth, solve, solve_back, tolerance_of
 from .report import Way
 
-__all__ = ["Solver", "TooManyBytes"]
+__all__ = ["OVERFLOWS", "Solver", "TooManyBytes"]
+
+OVERFLOWS = "products of coefficients over many steps are too large for a scan"
 
 # Steps over which growth is measured, and the bytes that their Jacobians may take.
 MEASURED, MEASURED_BYTES = 500, 2**26
@@ -111,6 +113,17 @@ class Solver:
             self._refuse(failed, tolerance, "cotangents", None)
         self.note(found, back=True)
         return found.path
+
+    def scan_back(self, coefficients: Coefficients, given: Tensor) -> Tensor:
+        """The cotangents of the states (T, B, n), by one scan with the coefficients of all steps but the first; one
+        step after the other where their products overflow, and what they are multiplied by is zero.
+        """
+        first, last = given[:-1], given[-1]
+        delta = torch.cat((scan(coefficients, first, last, reverse=True), given[-1:]))
+        if not bool(torch.isfinite(delta).all()) and bool(torch.isfinite(given).all()):
+            self.ways.append(Way(f"{self.loop}, way back", "loop", OVERFLOWS))
+            delta = torch.cat((scan(coefficients, first, last, reverse=True, block=len(given)), given[-1:]))
+        return delta
 
     def note(self, found: Solved, back: bool = False) -> None:
         """Report how a root was found."""
