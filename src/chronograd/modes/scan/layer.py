@@ -63,7 +63,9 @@ def run_layer_at_once(
         inputs, weight_ih, bias_ih, bias, *states = cast  # pyright: ignore[reportAssignmentType]
         drive = torch.nn.functional.linear(inputs, weight_ih, bias_ih)
         solver.check_dtype(weight.dtype, kind in LINEAR)
-        if kind not in LINEAR:
+        if kind == "linear" and edges.valid is not None:
+            solver.check_powers(drive.shape[0], drive.shape[1], weight.shape[1], weight.dtype)
+        elif kind not in LINEAR:
             solver.check_bytes(drive.shape[0] * drive.shape[1], CELLS[kind].parts * weight.shape[1], weight.dtype)
         out = _Layer.apply(_Plan(solver, kind, edges, known), drive, weight, bias, *states)
     return out if CELLS[kind].parts > 1 else (out,)  # pyright: ignore[reportReturnType]

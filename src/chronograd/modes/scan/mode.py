@@ -52,7 +52,7 @@ class Scan(Mode):
         tolerance: states are done when no number of a row's state changes by more than this part of its largest value
             over time, and every one is at every step as near to f of the state before, relative to its own size there
             or but for rounding; None is eps^(3/4): 1.8e-12 in float64, 6.4e-6 in float32.
-        limit: bytes that full Jacobians may take.
+        limit: bytes that full Jacobians may take, or where rows end early the powers of the weight of ``cg.LinearRNN``.
 
     Raises:
         ValueError: here, for numbers that make no sense. In the call, in one line: where the method does not converge,

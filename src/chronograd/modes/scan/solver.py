@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chronograd.kernels import Edges
 
-from .associative import Coefficients, Diagonal, scan
+from .associative import BLOCK, Coefficients, Diagonal, scan
 from .mode import Scan
 from .newton import NotConverged, Solved, Step, growth, solve, solve_back, tolerance_of
 from .report import Way
@@ -72,6 +72,24 @@ class Solver:
                 f"mode {self.mode}: full Jacobians of the {self.loop}, {count} steps times rows of "
                 f"{size} x {size} numbers, take {_megabytes(needed)}, and the limit is {_megabytes(self.mode.limit)}; "
                 f'use cg.Scan("quasi"), cg.Scan(limit={needed}) or mode=cg.Reverse()',
+                needed,
+            )
+
+    def check_powers(self, steps: int, rows: int, size: int, dtype: torch.dtype) -> None:
+        """Refuse powers of one matrix of ``size`` for each row and block of steps that take more than the limit: rows
+        that end early have their own, and they lie in memory about twice while they are gathered.
+
+        Raises:
+            TooManyBytes
+        """
+        count = -(-steps // BLOCK) * rows
+        needed = 2 * count * size**2 * dtype.itemsize
+        if needed > self.mode.limit:
+            raise TooManyBytes(
+                f"mode {self.mode}: rows of the {self.loop} end early, so each has its own powers of the weight, "
+                f"{count} blocks times rows of {size} x {size} numbers, which take {_megabytes(needed)}, and the limit "
+                f"is {_megabytes(self.mode.limit)}; use cg.Scan(always=True, limit={needed}), no lengths, or "
+                "mode=cg.Reverse()",
                 needed,
             )
 
