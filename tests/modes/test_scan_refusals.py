@@ -184,3 +184,22 @@ def test_a_diagonal_jacobian_is_never_made_full(forward):
     with PeakBytes() as count:
         cg.value_and_grad(model, loss_fn, x, None, mode=cg.Scan(forward, limit=1))
     assert count.peak < 0.5 * steps * 2 * size**2 * 4
+
+
+def test_powers_of_a_weight_for_rows_that_end_early_are_within_the_limit():
+    """Each row and block of 16 steps has its own power; with no row that ends early, one serves all."""
+    size, steps = 48, 1024
+    predicted = 2 * (steps // 16) * 4 * size**2 * 4
+    model, x, lengths = cg.LinearRNN(2, size), torch.randn(steps, 4, 2), torch.tensor([steps, 900, 700, 30])
+    loss_fn = lambda outputs, targets: outputs[..., :1].square().sum(-1)  # noqa: E731
+    little = cg.Scan(always=True, limit=predicted - 1)
+    with pytest.raises(ValueError, match=f"end early.*limit={predicted}\\), no lengths, or mode=cg") as caught:
+        cg.value_and_grad(model, loss_fn, x, None, mode=little, lengths=lengths)
+    assert "\n" not in str(caught.value)
+    peaks = []
+    for each in (None, lengths):
+        with PeakBytes() as count:
+            cg.value_and_grad(model, loss_fn, x, None, mode=cg.Scan(always=True, limit=predicted), lengths=each)
+        peaks.append(count.peak)
+    assert 0.25 * predicted < peaks[1] - peaks[0] < predicted
+    cg.value_and_grad(model, loss_fn, x, None, mode=little)

@@ -22,7 +22,7 @@ from chronograd.recurrence.quiet import uncast
 from chronograd.recurrence.sequence import Path, check_rows, run_cell
 from chronograd.recurrence.states import RowDims, detach, leaves, tree_map
 
-from .associative import Diagonal, scan
+from .associative import Diagonal
 from .edges import step_coefficients
 from .mode import Scan
 from .report import Way
@@ -191,8 +191,7 @@ class _Steps:
         if self.steps == 1:
             return given
         jacobian = self.linearize(before, True)[1]
-        coefficients = step_coefficients(jacobian[1:], self.edges[1:], back=True)
-        return torch.cat((scan(coefficients, given[:-1], given[-1], reverse=True), given[-1:]))
+        return solver.scan_back(step_coefficients(jacobian[1:], self.edges[1:], back=True), given)
 
     def _walk(self, edges: Edges, steps: int) -> Tensor:
         with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from chronograd.kernels import Edges, run_projected
@@ -14,7 +15,7 @@ from .cell import run_cell_at_once
 from .layer import LINEAR, run_layer_at_once
 from .mode import Scan
 from .report import Way
-from .solver import Solver
+from .solver import OVERFLOWS, Solver
 
 __all__ = ["ParallelEngine"]
 
@@ -52,7 +53,11 @@ class ParallelEngine:
             self.ways.append(Way(loop, "jacobians"))
         elif kind in LINEAR:
             self.ways.append(Way(loop, "scan"))
-        return run_layer_at_once(Solver(self.mode, loop, self.ways), kind, inputs, *rest)
+        found = run_layer_at_once(Solver(self.mode, loop, self.ways), kind, inputs, *rest)
+        if kind in LINEAR and not all(bool(torch.isfinite(part).all()) for part in found):
+            self.ways[-1] = Way(loop, "loop", OVERFLOWS)
+            return run_projected(kind, inputs, *rest)
+        return found
 
     def cell(self, cell: Callable[[Any, Any], Any], inputs: Any, state: Any, edges: Edges) -> Path:
         """A cell of the user's own; as ``sequence.run_cell``."""

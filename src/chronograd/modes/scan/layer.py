@@ -65,7 +65,9 @@ def run_layer_at_once(
         inputs, weight_ih, bias_ih, bias, *states = cast  # pyright: ignore[reportAssignmentType]
         drive = torch.nn.functional.linear(inputs, weight_ih, bias_ih)
         solver.check_dtype(weight.dtype, kind in LINEAR)
-        if kind not in LINEAR and kind not in ELEMENTWISE:
+        if kind == "linear" and edges.valid is not None:
+            solver.check_powers(drive.shape[0], drive.shape[1], weight.shape[1], weight.dtype)
+        elif kind not in LINEAR and kind not in ELEMENTWISE:
             solver.check_bytes(drive.shape[0] * drive.shape[1], CELLS[kind].parts * weight.shape[1], weight.dtype)
         out = _Layer.apply(_Plan(solver, kind, edges, known), drive, weight, bias, *states)
     return out if CELLS[kind].parts > 1 else (out,)  # pyright: ignore[reportReturnType]
@@ -215,10 +217,7 @@ class _WayBack:
         else:
             each = diagonals if plan.kind in ELEMENTWISE else jacobians
             coefficients = step_coefficients(self._each(each)[1:], edges, back=True)
-        delta = torch.empty_like(given)
-        delta[-1] = given[-1]
-        delta[:-1] = scan(coefficients, given[:-1], given[-1], reverse=True)
-        return delta
+        return plan.solver.scan_back(coefficients, given)
 
     def pull(self, delta: Tensor) -> _Flow:
         """One step back from all of delta, to the products, drives and states before."""

@@ -35,7 +35,8 @@ class Scan(Mode):
     ``cg.DiagonalRNN``; under autocast loops keep the precision of the weights. Afterwards ``gradient.how`` says for
     each loop how it was computed, in how many iterations, and how far it was from the end before each. A cell of
     your own is called in each iteration, with all steps as rows of one batch; it draws no random numbers, and what
-    it writes into buffers moves each time.
+    it writes into buffers moves each time. Where products of coefficients overflow and the states do not, the loop is
+    run, and ``gradient.how`` says so.
 
     When not to use it: on a few cores. A scan does two to three times the work of a loop (n^3 for each step where
     Jacobians are full) and pays only where many processors share it, so on a CPU linear and diagonal layers take the
@@ -52,7 +53,7 @@ class Scan(Mode):
         tolerance: states are done when no number of a row's state changes by more than this part of its largest value
             over time, and every one is at every step as near to f of the state before, relative to its own size there
             or but for rounding; None is eps^(3/4): 1.8e-12 in float64, 6.4e-6 in float32.
-        limit: bytes that full Jacobians may take.
+        limit: bytes that full Jacobians may take, or where rows end early the powers of the weight of ``cg.LinearRNN``.
 
     Raises:
         ValueError: here, for numbers that make no sense. In the call, in one line: where the method does not converge,

@@ -108,7 +108,9 @@ def solve(
         # The right beginning of the path grows by a step at least each time, so what overflowed may begin again.
         path = torch.where(torch.isfinite(new), new, 0)
         astray = None
-        if _settled(path, moved, shares, tolerance):
+        settled = _settled(path, moved, shares, tolerance)
+        del before, after, jacobian, coefficients, terms, new, moved  # room for what looking takes
+        if settled:
             astray = _astray(lambda before: arrive(before, None)[0], start, path, tolerance)
             if astray is None:
                 return Solved(path, tuple(residuals), tuple(changes))
@@ -158,7 +160,9 @@ def solve_back(
         size = max(float(delta.abs().amax()), torch.finfo(given.dtype).tiny)
         residuals.append(residual / size)
         changes.append(float(moved.amax()) / size)
-        if _settled(delta, moved, shares, tolerance):
+        settled = _settled(delta, moved, shares, tolerance)
+        del terms, new, moved
+        if settled:
             flow = torch.cat((pull(delta)[1:], torch.zeros_like(delta[:1])))
             off = (given + flow - delta).norm(dim=-1, keepdim=True)
             done = _right(off, delta, tolerance) or _right(off, given.abs() + flow.abs() + delta.abs(), rounding)

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from chronograd.kernels import Edges
 
-from .associative import Diagonal
+from .associative import BLOCK, Coefficients, Diagonal, scan
 from .mode import Scan
 from .newton import NotConverged, Solved, Step, growth, solve, solve_back, tolerance_of
 from .report import Way
 
-__all__ = ["Solver", "TooManyBytes"]
+__all__ = ["OVERFLOWS", "Solver", "TooManyBytes"]
+
+OVERFLOWS = "products of coefficients over many steps are too large for a scan"
 
 # Steps over which growth is measured, and the bytes that their Jacobians may take.
 MEASURED, MEASURED_BYTES = 500, 2**26
@@ -73,6 +75,24 @@ class Solver:
                 needed,
             )
 
+    def check_powers(self, steps: int, rows: int, size: int, dtype: torch.dtype) -> None:
+        """Refuse powers of one matrix of ``size`` for each row and block of steps that take more than the limit: rows
+        that end early have their own, and they lie in memory about twice while they are gathered.
+
+        Raises:
+            TooManyBytes
+        """
+        count = -(-steps // BLOCK) * rows
+        needed = 2 * count * size**2 * dtype.itemsize
+        if needed > self.mode.limit:
+            raise TooManyBytes(
+                f"mode {self.mode}: rows of the {self.loop} end early, so each has its own powers of the weight, "
+                f"{count} blocks times rows of {size} x {size} numbers, which take {_megabytes(needed)}, and the limit "
+                f"is {_megabytes(self.mode.limit)}; use cg.Scan(always=True, limit={needed}), no lengths, or "
+                "mode=cg.Reverse()",
+                needed,
+            )
+
     def solve(self, step: Step, start: Tensor, edges: Edges, steps: int, walk: Callable[[int], Tensor]) -> Tensor:
         """The states (T, B, n); ``walk(few)`` gives the Jacobians of the first few steps of the loop, where Newton
         fails.
@@ -111,6 +131,17 @@ class Solver:
             self._refuse(failed, tolerance, "cotangents", None)
         self.note(found, back=True)
         return found.path
+
+    def scan_back(self, coefficients: Coefficients, given: Tensor) -> Tensor:
+        """The cotangents of the states (T, B, n), by one scan with the coefficients of all steps but the first; one
+        step after the other where their products overflow, and what they are multiplied by is zero.
+        """
+        first, last = given[:-1], given[-1]
+        delta = torch.cat((scan(coefficients, first, last, reverse=True), given[-1:]))
+        if not bool(torch.isfinite(delta).all()) and bool(torch.isfinite(given).all()):
+            self.ways.append(Way(f"{self.loop}, way back", "loop", OVERFLOWS))
+            delta = torch.cat((scan(coefficients, first, last, reverse=True, block=len(given)), given[-1:]))
+        return delta
 
     def note(self, found: Solved, back: bool = False) -> None:
         """Report how a root was found."""
