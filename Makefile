@@ -34,8 +34,8 @@ lint: $(STAMP)   ## ruff and pyright
 sanitize: $(STAMP) ## the kernels' tests under the address and undefined-behaviour sanitizers
 	.ci/sanitize $(BIN)/python
 
-bench: $(STAMP)  ## measure, and write docs/benchmarks.md; JAX=PYTHON names an interpreter that has jax
-	$(BIN)/python benchmarks/run.py $(if $(JAX),--jax $(JAX))
+bench: $(STAMP)  ## measure, and write docs/benchmarks.md; JAX=PYTHON has jax, PARTS=a,b measures these sections only
+	$(BIN)/python benchmarks/run.py $(if $(JAX),--jax $(JAX)) $(if $(PARTS),--update $(PARTS))
 
 studies: $(STAMP) ## run the studies in full (half an hour), and write their pages and figures
 	for study in $(filter-out studies/page.py,$(wildcard studies/*.py)); do $(BIN)/python $$study || exit 1; done

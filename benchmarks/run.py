@@ -9,6 +9,7 @@ import argparse
 import os
 import platform
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from time import perf_counter
 
@@ -53,6 +54,7 @@ def main() -> None:
     )
     parser.add_argument("--jax", metavar="PYTHON", help="an interpreter that has jax (default: this one, if it has)")
     parser.add_argument("--only", metavar="PART,...", help="only print these parts: layers, edges, diagonal, ...")
+    parser.add_argument("--update", metavar="PART,...", help="measure these parts anew, and leave the page's others")
     arguments = parser.parse_args()
     rounds, threads = 3 if arguments.quick else 9, arguments.threads
     torch.set_flush_denormal(True)
@@ -68,16 +70,19 @@ def main() -> None:
         "windows": lambda: windows.report(rounds),
         "startup": lambda: startup.report(rounds),
     }
-    parts = [_measured(name, every[name]) for name in (arguments.only or ",".join(every)).split(",")]
+    asked = arguments.only or arguments.update or ",".join(every)
+    parts = [_measured(name, every[name]) for name in asked.split(",")]
     if arguments.only:
         return
     head = (
         "# Benchmarks\n\n"
-        f"Written by `make bench`. {machine()}. Every figure is the median of at least {rounds} rounds in which the "
-        f"things compared take turns; other work on the machine moves times, and ratios less. Layers, gates, the "
-        f"diagonal recurrence, scans and forward modes on {threads} threads, the other parts on one, which is less "
-        "disturbed. Denormal numbers are flushed to zero, in torch and in ours."
+        f"Written by `make bench`, each section with where and when it was measured. Every figure is the median of at "
+        f"least {rounds} rounds in which the things compared take turns; other work on the machine moves times, and "
+        f"ratios less. Layers, gates, the diagonal recurrence, scans and forward modes on {threads} threads, the other "
+        "parts on one, which is less disturbed. Denormal numbers are flushed to zero, in torch and in ours."
     )
+    if arguments.update:
+        parts = _spliced(arguments.output.read_text(encoding="utf-8"), parts)
     page = "\n\n".join([head, *parts]) + "\n"
     arguments.output.write_text(page, encoding="utf-8")
     print(f"wrote {arguments.output}")
@@ -85,12 +90,20 @@ def main() -> None:
         README.write_text(requoted(README.read_text(encoding="utf-8"), page), encoding="utf-8")
 
 
+def _spliced(page: str, parts: list[str]) -> list[str]:
+    """The page's sections, with ``parts`` in the places of those of their headings, or behind them all."""
+    old = [f"## {section}".strip() for section in page.split("\n## ")[1:]]
+    new = {part.split("\n", 1)[0]: part for part in parts}
+    kept = [new.pop(section.split("\n", 1)[0], section) for section in old]
+    return [*kept, *new.values()]
+
+
 def _measured(name: str, report: Callable[[], str]) -> str:
     """A part of the page, printed as soon as it is there."""
     start = perf_counter()
     # The layers' parts choose their own number.
     torch.set_num_threads(1)
-    part = report()
+    part = f"{report()}\n\n*Measured {date.today()}: {machine()}.*"
     print(f"{part}\n\n({name}: {perf_counter() - start:.0f} s)\n", flush=True)
     return part
 
