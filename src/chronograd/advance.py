@@ -60,7 +60,8 @@ def advance_gated(run: Run, stretch: Stretch, truncation: Truncation) -> Carry:
         stretch = under(stretch, plan)
     history, parts, keep = gate_parts(stretch, plan)
     # Modes that run a stretch at once have gates for its cuts; at its first step there is no gate but the cut itself.
-    cuts = plan.cuts if run.recurrence.engine is None else [cut for cut in plan.cuts if cut == 0]
+    alone = (0, run.losses.silent(plan.cuts))
+    cuts = plan.cuts if run.recurrence.engine is None else [cut for cut in plan.cuts if cut in alone]
     new = NewSteps(parts, keep - stretch.carry.stream.position, plan.gated, cuts, run.losses)
     before, final, done = gated_gradient(
         run.recurrence, history, stretch.carry.segment.state, new, run.scale, run.tally

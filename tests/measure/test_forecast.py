@@ -161,5 +161,7 @@ def test_wrong_arguments():
     for length in (0, True, 2.5):
         with pytest.raises(ValueError, match="length must be a whole number"):
             forecast(model, cross_entropy, x, y, length)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="length must be at most 10,000,000,000,000, not 10,000,000,000,001"):
+        forecast(model, cross_entropy, x, y, 10**13 + 1)
     with pytest.raises(ValueError, match="mode 'revers' is not understood"):
         forecast(model, cross_entropy, x, y, 5, ["revers"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -243,3 +244,18 @@ def test_small_states_and_states_beside_large_ones_are_as_exact_as_others(forwar
         theirs, _ = cg.value_and_grad(model, loss_fn, given, zeros)
         for name, grad in theirs.grads.items():
             assert_close(ours.grads[name] / grad.abs().max(), grad / grad.abs().max(), near)
+
+
+@pytest.mark.parametrize(("g", "scale", "iterations"), [(1.1, 0.1, 60), (1.2, 0.5, 60), (1.0, 0.1, 60), (0.9, 1, 5)])
+def test_following_the_advice_works(g, scale, iterations):
+    """Whatever the refusal proposes is taken at its word, and gives the gradient of the loop."""
+    model, x = chaotic(g, 16)
+    x *= 10 * scale
+    with pytest.raises(ValueError, match="did not converge") as caught:
+        cg.value_and_grad(model, squared, x, x, mode=cg.Scan("quasi", iterations=iterations))
+    proposed = re.findall(r"cg\.\w+\([^)]*\)", str(caught.value).partition("; use ")[2])
+    assert proposed[0] == 'cg.Scan("newton")' and proposed[-1] == "cg.Reverse()"
+    theirs, _ = cg.value_and_grad(model, squared, x, x)
+    for text in proposed:
+        ours, _ = cg.value_and_grad(model, squared, x, x, mode=eval(text, {"cg": cg}))
+        assert_close(ours.grads["weight_hh_l0"], theirs.grads["weight_hh_l0"], 1e-8)

@@ -10,6 +10,7 @@ from chronograd import __version__
 from chronograd.cli.errors import UsageError
 from chronograd.cli.output import print_json, print_table
 from chronograd.cli.values import Whole, at_least, one_of
+from chronograd.measure.outlook import LONGEST
 from chronograd.modes import Mode, Reverse, Scan
 from chronograd.training.config import CELLS
 
@@ -21,6 +22,8 @@ __all__ = ["doctor", "foresee", "look", "read_budgets"]
 MODEL, HIDDEN, LAYERS, BATCH, FEATURES = "gru", 256, 1, 32, 32
 STEPS = 512  # to calibrate on
 
+# A size below zero is read, to be told from none.
+SIZES = Parameter(negative="", metavar="SIZE", show_default=False, allow_leading_hyphen=True)
 Number = Annotated[Whole | None, Parameter(show_default=False)]
 
 
@@ -32,7 +35,7 @@ def doctor(
     layers: Number = None,
     batch: Number = None,
     features: Number = None,
-    memory: Annotated[list[str] | None, Parameter(negative="", metavar="SIZE", show_default=False)] = None,
+    memory: Annotated[list[str] | None, SIZES] = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False)] = False,
 ) -> None:
     """Say what this installation computes with, or with --length what a long sequence takes on it.
@@ -67,6 +70,8 @@ def doctor(
     )
     for option, value in options:
         at_least(option, value)
+    if length is not None and length > LONGEST:
+        raise UsageError(f"--length must be at most {LONGEST:,}, not {length:,}")
     if length is None:
         given = [option for option, value in (*options, ("--model", model), ("--memory", memory)) if value is not None]
         if given:

@@ -34,7 +34,7 @@ from chronograd.recurrence.states import leaves, tree_map
 from chronograd.stretch import lay_losses, lay_stretch
 
 from .cost import seconds, seconds_of_pages
-from .outlook import Forecast, Outlook
+from .outlook import LONGEST, Forecast, Outlook
 
 __all__ = ["forecast"]
 
@@ -77,7 +77,8 @@ def forecast(
         mode that cannot run has its refusal in its row, a budget the smallest that can.
 
     Raises:
-        ValueError, TypeError: ``length`` below 1, a mode of another kind; as ``value_and_grad`` for what it refuses.
+        ValueError, TypeError: ``length`` below 1 or above 10^13, a mode of another kind; as ``value_and_grad`` for what
+            it refuses.
 
     Known gaps: truncations other than ``Full``; how long ``Scan`` iterates on states that the calibration did not meet.
 
@@ -93,6 +94,8 @@ def forecast(
     """
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ValueError(f"forecast: length must be a whole number of at least 1, not {length!r}")
+    if length > LONGEST:
+        raise ValueError(f"forecast: length must be at most {LONGEST:,}, not {length:,}; no plan is sought beyond it")
     asked = [mode if isinstance(mode, Mode) else parse(mode) for mode in modes]
     for mode in asked:
         if not isinstance(mode, Reverse | Scan):
@@ -210,18 +213,21 @@ class _Sample:
 
         return clock
 
-    def clock_walk(self, plan: Plan) -> Clock:
-        """The time of following a plan: of two of its segments, and of advancing over one."""
-        steps = min(plan.steps, 2 * plan.length)
-        two = Plan(steps, plan.length, 1, plan.length, 0)
+    def clock_walk(self, plan: Plan, most: int) -> Clock:
+        """The time of following a plan: of two of its segments, and of advancing over one, none of them longer than
+        ``most`` steps.
+        """
+        length = min(plan.length, most)
+        steps = min(plan.steps, 2 * length)
+        two = Plan(steps, length, 1, length, 0)
 
         def clock() -> float:
             walk = self.walk(steps)
-            ahead, _ = seconds(partial(walk.advance, 0, plan.length, None))
+            ahead, _ = seconds(partial(walk.advance, 0, length, None))
             walk = self.walk(steps)
             both, _ = seconds(partial(walk.stretch, 0, steps, None, two))
             back = max(0.0, both - ahead) / steps
-            return back * plan.steps + ahead / plan.length * plan.advances
+            return back * plan.steps + ahead / length * plan.advances
 
         clock()
         return clock
@@ -247,7 +253,7 @@ def _outlook(sample: _Sample, mode: Mode, whole: StepBytes) -> tuple[Outlook, Cl
     if plan.segments == 1:
         clock = sample.clock(Reverse(), enough)
         return Outlook(str(mode), max(stored, looking), plan.runs), lambda: took + clock()
-    clock = sample.clock_walk(plan)
+    clock = sample.clock_walk(plan, enough)
     return Outlook(str(mode), max(plan.nbytes, looking), plan.runs), lambda: took + clock()
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from chronograd.modes.budget import show_bytes
 
-__all__ = ["Forecast", "Outlook"]
+__all__ = ["LONGEST", "Forecast", "Outlook"]
+
+# Steps: looking for the best plan takes time as the root of their number, here about a second.
+LONGEST = 10**13
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,12 @@ def gated_gradient(
     """
     before, state = replay(recurrence, history, state)
     done, offset, pending = [], 0, None
+    silent = new.losses.silent(new.cuts)
     for part in new.parts:
         random = snapshot() if new.open_from < offset + part.steps else None
         before.append(detach(state))
         starts = {cut - offset for cut in new.cuts if 0 <= cut - offset < part.steps}
-        for begin, end, count in _groups(recurrence, starts, part.steps, part.rows):
+        for begin, end, count in _groups(recurrence, starts, part.steps, part.rows, silent - offset):
             if begin in starts:  # no row looks back from here: what came before is differentiated, and its graph freed
                 tally.add(pending, scale)
                 pending, state = None, detach(state)
@@ -89,12 +90,22 @@ def gated_gradient(
     return before, detach(state), done
 
 
-def _groups(recurrence: Recurrence, starts: set[int], steps: int, rows: int) -> Iterator[tuple[int, int, Any]]:
-    """Begin and end of the groups of steps to run at once, and a counter of stored bytes for the first.
-
-    More rows side by side than ``ROWS_TOGETHER`` are no faster, and fewer steps than ``STEPS`` at a time are slower.
+def _groups(
+    recurrence: Recurrence, starts: set[int], steps: int, rows: int, silent: int
+) -> Iterator[tuple[int, int, Any]]:
+    """Begin and end of the groups of steps to run at once, none across ``silent``, and a counter of stored bytes for
+    the first.
     """
-    bounds = sorted({0, *starts}) + [steps]
+    bounds = sorted({0, *starts, steps})
+    at = [0, bounds.index(silent), len(bounds) - 1] if silent in bounds[1:-1] else [0, len(bounds) - 1]
+    for begin, end in zip(at[:-1], at[1:]):
+        yield from _grouped(recurrence, bounds[begin : end + 1], rows)
+
+
+def _grouped(recurrence: Recurrence, bounds: list[int], rows: int) -> Iterator[tuple[int, int, Any]]:
+    """The same of the stretches between ``bounds``. More rows side by side than ``ROWS_TOGETHER`` are no faster, and
+    fewer steps than ``STEPS`` at a time are slower.
+    """
     if len(bounds) == 2 or not recurrence.folds:
         yield from ((begin, end, nullcontext()) for begin, end in zip(bounds[:-1], bounds[1:]))
         return

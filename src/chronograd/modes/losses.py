@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,20 @@ class Losses:
         """sum(w) over the used entries."""
         counted = self.weights if self.used is None else self.weights[self.used]
         return float(counted.sum(dtype=torch.float64))
+
+    @property
+    def begin(self) -> int:
+        """The first step with a used entry; beyond the last where there is none."""
+        if self.used is None:
+            return 0
+        steps = self.used.any(1).nonzero()
+        return int(steps[0]) if len(steps) else len(self.weights)
+
+    def silent(self, cuts: Sequence[int], at: int = 0) -> int:
+        """The last of the ``cuts``, steps before which every row is cut, that no used entry lies before, or 0: no loss
+        reaches behind it, and parameters that are of use only there stay absent. These losses begin at step ``at``.
+        """
+        return max([0, *(cut for cut in cuts if cut <= at + self.begin)])
 
     def __getitem__(self, index: Any) -> Losses:
         """The losses of some steps, or of any (steps, rows) index."""

@@ -108,7 +108,10 @@ class Walk:
         lengths = {end - begin for begin, end in zip(bounds[:-1], bounds[1:])} | {steps}
         plans = {length: budget.plan(self, state, length) for length in lengths}
         self.tally.again = len(lengths) > 1 or any(plan.segments > 1 for plan in plans.values())
-        for begin, end in _together(bounds, min(MOST_TOGETHER, plans[steps].length)):
+        silent = self.losses.silent(cuts, self.new)
+        halves = [[b for b in bounds if b <= silent], [b for b in bounds if b >= silent]]
+        room = min(MOST_TOGETHER, plans[steps].length)
+        for begin, end in (both for half in halves if len(half) > 1 for both in _together(half, room)):
             if end - begin not in plans:
                 plans[end - begin] = budget.plan(self, state, end - begin)
             state = self.stretch(begin, end, state, plans[end - begin])

@@ -114,7 +114,7 @@ class Solver:
         except NotConverged as failed:
             bytes_of_step = start.numel() * start.shape[-1] * start.itemsize
             few = min(steps, MEASURED, max(20, MEASURED_BYTES // max(1, bytes_of_step)))
-            self._refuse(failed, tolerance, "states", walk(few))
+            self._refuse(failed, tolerance, "states", steps, walk(few))
         self.note(found)
         return found.path
 
@@ -128,7 +128,7 @@ class Solver:
         try:
             found = solve_back(pull, own, given, before, iterations=self.mode.iterations, tolerance=tolerance)
         except NotConverged as failed:
-            self._refuse(failed, tolerance, "cotangents", None)
+            self._refuse(failed, tolerance, "cotangents", len(given), None)
         self.note(found, back=True)
         return found.path
 
@@ -148,7 +148,9 @@ class Solver:
         loop = f"{self.loop}, way back" if back else self.loop
         self.ways.append(Way(loop, self.mode.forward, residuals=found.residuals, changes=found.changes))
 
-    def _refuse(self, failed: NotConverged, tolerance: float, what: str, jacobian: Tensor | None) -> NoReturn:
+    def _refuse(
+        self, failed: NotConverged, tolerance: float, what: str, steps: int, jacobian: Tensor | None
+    ) -> NoReturn:
         allowed = len(failed.changes)
         if not math.isfinite(failed.changes[-1]):
             raise ValueError(
@@ -160,16 +162,36 @@ class Solver:
             still = f"what came before step {failed.astray} is still on its way through it after {allowed} iterations"
         text = f"mode {self.mode}: the {self.loop} did not converge, {still} (tolerance {tolerance:.1e})"
         rate = None if jacobian is None else growth(jacobian)
-        more = f"cg.Scan(iterations={4 * allowed})"
-        if self.mode.forward == "quasi":
-            more = f'cg.Scan("newton") or cg.Scan("quasi", iterations={4 * allowed})'
         if rate is None or not rate > 0:
             forgets = "" if rate is None else f", though nearby states come together by {math.exp(rate):.3f} a step"
-            raise ValueError(f"{text}{forgets}; use {more}, or mode=cg.Reverse()")
+            needed = steps if failed.astray is not None else _needed(failed.changes, tolerance)
+            ways = ['cg.Scan("newton")'] if self.mode.forward == "quasi" else []
+            if needed is None:
+                forgets = f" and no less than before{forgets}"
+            else:
+                which = '"quasi", ' if self.mode.forward == "quasi" else ""
+                ways.append(f"cg.Scan({which}iterations={min(needed, steps + 1)})")
+            raise ValueError(f"{text}{forgets}; use {' or '.join([*ways, 'mode=cg.Reverse()'])}")
         raise ValueError(
             f"{text}: the recurrence is chaotic, nearby states grow apart by {math.exp(rate):.3f} a step (Lyapunov "
             f"exponent {rate:+.3f} over {len(jacobian)} steps); use mode=cg.Reverse()"  # pyright: ignore[reportArgumentType]
         )
+
+
+def _needed(changes: tuple[float, ...], tolerance: float) -> int | None:
+    """Half as many iterations more than the changes would take to shrink to the tolerance if they went on as they last
+    did; None where they do not shrink.
+
+    >>> _needed((1.0, 1e-1, 1e-2, 1e-3), 1e-7), _needed((1.0, 0.9, 1.1, 0.9), 1e-7)
+    (12, None)
+    """
+    before, last = changes[len(changes) // 2 - 1], changes[-1]
+    if len(changes) > 1 and not last < before:
+        return None
+    if len(changes) < 4:
+        return 20 * len(changes)
+    rate = math.log(before / last) / (len(changes) - len(changes) // 2)
+    return math.ceil(1.5 * (len(changes) + math.log(max(1.0, last / max(tolerance * changes[0], 1e-300))) / rate))
 
 
 def _megabytes(count: int) -> str:
