@@ -146,7 +146,7 @@ class saved_bytes(torch.autograd.graph.saved_tensors_hooks):
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())
             self.total += storage.nbytes()
-        return saved
+        return saved.detach()  # an output that is saved holds its own graph, which then nothing would free
 
     def __enter__(self) -> saved_bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().__enter__()
