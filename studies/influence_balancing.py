@@ -2,7 +2,7 @@
 
 Question: which gradient estimators learn where the credit of the last 40 steps has the wrong sign?
 
-Protocol: s' = A s + theta v with 23 units, A[i, i] = A[i, i+1] = 1/2, v = +1 for ten units and -1 for thirteen, s_0 = 1,
+Protocol: s' = A s + theta v with 23 units, A[i, i] = A[i, i+1] = 1/2, v = +1 for ten units, -1 for thirteen, s_0 = 1,
 loss (s[0] - 1)^2 / 2 at every step. The best theta is -1/6, training begins at 1/2. The model is ``cg.LinearRNN`` with
 W_hh = A, fixed, and W_hx = theta v: it moves along v only, dL/dtheta = v . dL/dW_hx. Seeds are rows of one batch: row b
 has an input of its own, so the column b of W_hx is its theta, and the library draws for every row by itself. Updates
@@ -24,12 +24,12 @@ from statistics import median
 from typing import Any
 
 import torch
+from page import Page, publish, table
 from torch import Tensor, nn
 
 import chronograd as cg
 from chronograd.measure.random_variance import influence_moments
 from chronograd.style import COLOURS, FAINT, INK, style
-from page import Page, publish, table
 
 UNITS, BEST = 23, -1 / 6
 A = (torch.eye(UNITS) / 2 + torch.diag(torch.ones(UNITS - 1), 1) / 2).double()
