@@ -11,10 +11,10 @@ those of a random one of mean length k about k, as the regular ones of length 2k
 Compute: steps of the batch, those run forward plus those walked back. Regular truncation whose chunks are the calls
 runs k steps and walks back k. Where a loss reaches into earlier calls, the steps still open are run again under the
 current parameters, as the library does to give the gradient it promises. The rows of a batch are cut at different
-places, so random truncation runs again as far as the row that reaches back furthest. Adaptive truncation pays for windows
-that overlap and for measuring. Full truncation pays for all characters since its carry was last cut, here every 200, as it
-would grow without end. On adding a sequence runs forward whole, and back as far as the plan reaches from its last step,
-where the loss is. Equal updates compares methods that saw the same data, and counts none of this.
+places, so random truncation runs again as far as the row that reaches back furthest. Adaptive truncation pays for
+windows that overlap and for measuring. Full truncation pays for all characters since its carry was last cut, here every
+200, as it would grow without end. On adding a sequence runs forward whole, and back as far as the plan reaches from its
+last step, where the loss is. Equal updates compares methods that saw the same data, and counts none of this.
 
 Known gaps: one model and one size; three rates and one seed to choose among them; not trained to the end; clipping
 biases estimators that have no bias; steps are not seconds; on characters the seeds differ in weights and draws only.
@@ -301,8 +301,8 @@ def run(quick: bool) -> Page:
 where the means differ by more than two standard errors of their difference. Text: {source}. Learning rates: one of
 {", ".join(f"{rate:g}" for rate in rates)} for each method.""",
         "figure:loss",
-        f"""*Held-out loss: above against compute, below the same points against updates, with a line at the equal number
-of updates ({text.updates} and {sums.updates}). k is {text.k} for characters and {sums.k} for adding.*""",
+        f"""*Held-out loss: above against compute, below the same points against updates, with a line at the equal
+number of updates ({text.updates} and {sums.updates}). k is {text.k} for characters and {sums.k} for adding.*""",
     ]
     for task, results in found:
         parts += [f"## {task.name.capitalize()}: {task.unit}", rows(results)]
