@@ -18,7 +18,7 @@ from .truncation.draws import signs
 
 __all__ = ["advance_forward", "check_history"]
 
-NAME = "name"
+NAME, LAYOUT = "name", "layout"
 
 
 def advance_forward(run: Run, stretch: Stretch, truncation: Truncation, mode: Mode) -> Carry:
@@ -27,7 +27,9 @@ def advance_forward(run: Run, stretch: Stretch, truncation: Truncation, mode: Mo
     assert isinstance(plan, GatePlan)
     carry, rest = stretch.carry, under(stretch, plan).piece
     stream, steps = carry.stream, rest.steps
-    section = {key: value for key, value in carry.mode.items() if key != NAME}
+    section = {key: value for key, value in carry.mode.items() if key not in (NAME, LAYOUT)}
+    if LAYOUT in carry.mode:  # spares every call a look at the model
+        run.recurrence.expect(carry.mode[LAYOUT])
     draw = partial(signs, stream.seed or 0)  # modes that draw have a seed (lay_stretch)
     walk = mode.walk(Onward(run.recurrence, run.tally, run.scale, stream.seed, stream.rows, draw), section)
     state = carry.segment.state
@@ -36,7 +38,9 @@ def advance_forward(run: Run, stretch: Stretch, truncation: Truncation, mode: Mo
         losses = run.losses[at : at + piece.steps].in_memory()
         state = walk.through(loaded(piece), state, losses, stream.position + at)
     run.ways.extend(walk.ways)
-    known = {NAME: mode.name, **section} if (section := walk.section()) else {}
+    known = walk.section()
+    if known:
+        known = {NAME: mode.name, LAYOUT: run.recurrence.plain_layout, **known}
     end = stream.position + steps
     stream = replace(stream, position=end, since=plan.since, begun=stretch.begun, state=state)
     return replace(carry, stream=stream, segment=Segment(end, state), mode=known)

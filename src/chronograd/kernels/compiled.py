@@ -125,6 +125,7 @@ def back(
     given: Sequence[Tensor | None],
     wanted: Sequence[bool],
     choice: Choice = AUTO,
+    own: Tensor | None = None,
 ) -> Gradients:
     """Walk back over all steps.
 
@@ -133,9 +134,11 @@ def back(
         path: and ``kept``, from ``forward``.
         given: cotangents of the path, (T, B, H) each, None for 0.
         wanted: of which of x, weight_ih, bias_ih, weight and bias the gradients are wanted.
+        own: (G,), of a dense kind: what flows back takes these, each unit's own weights, instead of all of ``weight``.
     """
     call = call.plain()
-    given, path, kept = tuple(map(_plain, given)), tuple(map(_plain, path)), _plain(kept)
+    given, path = tuple(map(_plain, given)), tuple(map(_plain, path))
+    kept, own = _plain(kept), _plain(own)
     weight, states, parts = call.weight, call.states, CELLS[call.kind].parts
     across = weight.shape[0]
     dx = torch.empty_like(call.x) if wanted[0] else None
@@ -149,7 +152,7 @@ def back(
     layer.initial_back, layer.initial_c_back = _pair(dstates, parts)
     layer.fresh_back, layer.fresh_c_back = _pair(dstates[parts:], parts)
     layer.x_back, layer.weight_ih_back, layer.weight_back = _at(dx), _at(dweight_ih), _at(dweight)
-    layer.bias_ih_back, layer.bias_back = _at(dbias_ih), _at(dbias)
+    layer.bias_ih_back, layer.bias_back, layer.own = _at(dbias_ih), _at(dbias), _at(own)
     _run(layer, BACK, choice)
     return Gradients(dx, dweight_ih, dbias_ih, dweight, dbias, dstates)
 

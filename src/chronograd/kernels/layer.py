@@ -15,7 +15,7 @@ from .compiled import AUTO, KINDS, Call, Choice, Crossings
 from .edges import Edges
 from .library import library
 
-__all__ = ["run_projected", "serves"]
+__all__ = ["as_call", "run_projected", "serves"]
 
 State = tuple[Tensor, ...]
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
@@ -96,14 +96,31 @@ def run_projected(
         inputs, states = inputs.to(weight.dtype), tuple(part.to(weight.dtype) for part in states)
         weight_ih = weight_ih.to(weight.dtype)
         bias_ih, bias = (None if part is None else part.to(weight.dtype) for part in (bias_ih, bias))
-    crossings = Crossings() if edges.plain else _crossings(edges, weight, bool(fresh))
-    call = Call(kind, inputs, weight_ih, bias_ih, weight, bias, crossings, states)
+    call = Call(kind, inputs, weight_ih, bias_ih, weight, bias, _crossings(edges, weight, bool(fresh)), states)
     with torch.autocast(device, enabled=False) if mixed else nullcontext():
         if _watched() or any(type(part) is FakeTensor for part in (inputs, weight)):
             return operators.run(call)
         if torch._C._are_functorch_transforms_active():
             return transforms.run(call)
         return fused.run(call, choice)
+
+
+def as_call(
+    kind: str,
+    inputs: Tensor,
+    weight_ih: Tensor,
+    bias_ih: Tensor | None,
+    initial: State,
+    weight: Tensor,
+    bias: Tensor | None,
+    edges: Edges,
+    fresh: State | None = None,
+) -> Call | None:
+    """The same arguments as ``compiled.forward`` and ``compiled.back`` take them; None where these do not serve."""
+    states = (*initial, *fresh) if fresh else initial
+    if not serves(kind, weight, inputs, weight_ih, bias_ih, bias, *states) or _watched():
+        return None
+    return Call(kind, inputs, weight_ih, bias_ih, weight, bias, _crossings(edges, weight, bool(fresh)), states)
 
 
 def _called(kind: str, weight: Tensor) -> bool:
@@ -125,6 +142,8 @@ def _watched() -> bool:
 
 def _crossings(edges: Edges, weight: Tensor, numbered: bool) -> Crossings:
     """Gates, resets and frozen rows as the kernels take them."""
+    if edges.plain:
+        return Crossings()
     gates = None if edges.gates is None else edges.gates.to(weight.real.dtype)
     reset = None
     if edges.reset is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["ISAS", "NOT_BUILT", "Layer", "Own", "OwnCell", "find", "isas", "library", "load", "turned_off"]
+__all__ = ["ISAS", "NOT_BUILT", "Decay", "Layer", "Own", "OwnCell", "find", "isas", "library", "load", "turned_off"]
 
 ISAS = ("plain", "avx2", "avx512")
 """Instruction sets by number."""
@@ -39,7 +39,7 @@ class Layer(ctypes.Structure):
         *((name, _POINTER) for name in ("given", "given_c", "initial_back", "initial_c_back")),
         *((name, _POINTER) for name in ("fresh_back", "fresh_c_back")),
         *((name, _POINTER) for name in ("x_back", "weight_ih_back", "bias_ih_back", "weight_back", "bias_back")),
-        ("room", _POINTER),
+        *((name, _POINTER) for name in ("own", "room")),
     ]
 
 
@@ -60,6 +60,15 @@ class OwnCell(ctypes.Structure):
         *((name, _INTEGER) for name in ("real", "kind", "steps", "rows", "size")),
         *((name, _POINTER) for name in ("path", "weight", "gates", "valid", "given", "product", "flow", "first")),
         ("least", ctypes.c_double),
+    ]
+
+
+class Decay(ctypes.Structure):
+    """``Decay`` of ``native/own.c``."""
+
+    _fields_ = [
+        *((name, _INTEGER) for name in ("real", "steps", "rows", "size")),
+        *((name, _POINTER) for name in ("weight", "met", "out")),
     ]
 
 
@@ -88,6 +97,7 @@ def load(path: Path) -> ctypes.CDLL:
         "back": (None, (layer,)),
         "own": (None, (ctypes.POINTER(Own), _INTEGER)),
         "own_cell": (None, (ctypes.POINTER(OwnCell), _INTEGER)),
+        "decay": (None, (ctypes.POINTER(Decay), _INTEGER)),
         "apply": (None, (_INTEGER, _INTEGER, _INTEGER, _INTEGER, _POINTER, _POINTER)),
     }
     for name, (result, arguments) in signatures.items():

@@ -116,6 +116,15 @@ class Recurrence:
             found = read_layout(self._answer, few)
             return found if found is not None and self._starts_anew(found, few) else None
 
+    @property
+    def plain_layout(self) -> dict[str, Any] | None:
+        """The layout as a carry holds it, for ``expect``."""
+        return None if self.layout is None else self.layout.plain
+
+    def expect(self, known: dict[str, Any] | None) -> None:
+        """Take the layout that ``plain_layout`` was in an earlier call, instead of running the model to look for it."""
+        self.__dict__["layout"] = None if known is None else Layout.from_plain(known)
+
     def _starts_anew(self, layout: Layout, few: Tree) -> bool:
         """Whether a reset inside the layers is a reset of the model: nothing but the layers may read the state.
 

@@ -45,6 +45,17 @@ class Layout:
             return False
         return _find(leaves(final), [track.final for track in seen.tracks]) == self.places
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Lists and numbers only; ``from_plain`` reads them."""
+        return {"places": [list(p) for p in self.places], "origins": sorted(self.origins), "rows": list(self.dims.dims)}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Layout:
+        """What ``plain`` gave."""
+        places = tuple((int(track), int(part)) for track, part in plain["places"])
+        return cls(places, frozenset(plain["origins"]), RowDims(plain["rows"]))
+
     def before(self, final: Tree, seen: GatedForward, step: int) -> Tree:
         """The state before ``step``, at least 1, nested as ``final`` is."""
         parts = iter([seen.tracks[track].after(part, step - 1) for track, part in self.places])

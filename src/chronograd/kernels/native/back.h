@@ -89,6 +89,18 @@ static INLINE void NAME(back_edge)(const int kind, const Job *job, int64_t t, in
     if (kind == KIND_LSTM) PUT(job->flow[1], flow, dc);
 }
 
+/* What the product of one row and one vector of units becomes by each unit's own weights alone. */
+static INLINE Vec NAME(by_own)(const int kind, const Job *job, const REAL *product, int64_t unit, int some) {
+    const int blocks = kind == KIND_LSTM ? 4 : kind == KIND_GRU ? 3 : 1;
+    Vec through = {0};
+    UNROLL for (int block = 0; block < blocks; block++) {
+        /* The GRU's product is in the order n, r, z. */
+        const int turned = kind == KIND_GRU ? (block + 2) % 3 : block;
+        through += GET(product, block * job->size + unit) * GET(job->own, turned * job->size + unit);
+    }
+    return through;
+}
+
 static INLINE void NAME(back_loop)(const int kind, const Job *job, int id, int team) {
     const Layout l = NAME(layout)(job, WAY_BACK);
     const int by_units = (int)job->plan.by_units;
@@ -107,21 +119,22 @@ static INLINE void NAME(back_loop)(const int kind, const Job *job, int id, int t
                 if (t < job->steps) {
                     const REAL *product = (const REAL *)job->product + (t * job->rows + b) * stride;
                     for (int m = 0; m < height; m++) rows[m] = product + m * stride;
-                    NAME(tilers)[width][height](l.depth, rows, weight, tile);
+                    if (!job->own) NAME(tilers)[width][height](l.depth, rows, weight, tile);
                 }
                 for (int m = 0; m < height; m++)
                     for (int n = 0; n < width; n++) {
                         const int64_t unit = panel * l.units + n * LANES, flow = (b + m) * job->size + unit;
                         const int some = some_of(job->size - unit);
                         if (t < job->steps)
-                            NAME(back_edge)(kind, job, t, b + m, unit, some, tile[m * width + n]);
+                            NAME(back_edge)(kind, job, t, b + m, unit, some,
+                                            job->own ? NAME(by_own)(kind, job, rows[m], unit, some) : tile[m * width + n]);
                         else
                             NAME(back_point)(kind, job, t - 1, b + m, unit, some, GET(job->flow[0], flow),
                                              kind == KIND_LSTM ? GET(job->flow[1], flow) : (Vec){0});
                     }
             }
         }
-        if (by_units && t > 0 && team > 1 && chronograd_meet_or_part(id, team)) {
+        if (by_units && !job->own && t > 0 && team > 1 && chronograd_meet_or_part(id, team)) {
             if (id) return;
             s = NAME(share)(job, &l, by_units, 0, team = 1);
         }

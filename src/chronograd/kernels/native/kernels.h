@@ -47,6 +47,7 @@ typedef struct {
     void *initial_back[2]; /* cotangents of the arrays above, in their shapes */
     void *fresh_back[2];
     void *x_back, *weight_ih_back, *bias_ih_back, *weight_back, *bias_back;
+    const void *own; /* (G,) each unit's own recurrent weight, the dense kinds: the flow takes these alone; NULL: all */
 
     void *room; /* as many bytes as chronograd_room says */
 } Layer;
@@ -63,6 +64,7 @@ typedef struct {
     Plan plan;
 
     const void *packed; /* the recurrent weight as Table.pack wrote it; lambda (H,) for the diagonal kinds */
+    const void *own;    /* (G,), way back: what the flow takes instead of the packed weight, or NULL */
     const void *bias;   /* (G,), added to the product inside the GRU; (H,) to the drive of depth; else NULL */
 
     const void *drive; /* (T, B, G); may be the same memory as kept (GRU, LSTM) or path[0] (others) */
@@ -183,6 +185,7 @@ EXPORT void chronograd_forward(const Layer *layer);
 EXPORT void chronograd_back(const Layer *layer);
 EXPORT void chronograd_own(const void *own, int64_t threads); /* own.c says of what */
 EXPORT void chronograd_own_cell(const void *own, int64_t threads);
+EXPORT void chronograd_decay(const void *decay, int64_t threads);
 EXPORT void chronograd_apply(int64_t isa, int64_t real, int64_t function, int64_t count, const void *in, void *out);
 
 #endif

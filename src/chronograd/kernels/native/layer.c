@@ -72,7 +72,7 @@ static int64_t lay_out(Walk *w, char *room) {
     const int64_t width = back ? w->inputs : w->outputs, depth = back ? w->outputs : w->inputs;
     int64_t bytes = 0;
 #define PLACE(name, count) (w->name = part_of(room, &bytes, count))
-    PLACE(packed, w->diagonal ? 0 : w->outputs * up(l->size, lanes) * lanes * w->number);
+    PLACE(packed, w->diagonal || w->job.own ? 0 : w->outputs * up(l->size, lanes) * lanes * w->number);
     PLACE(panels, w->direct ? 0 : up(width, lanes) * lanes * depth * w->number);
     PLACE(bias, w->across * w->number);
     PLACE(zeros, w->size * w->number);
@@ -114,6 +114,7 @@ static Walk walk_of(const Layer *l, int way) {
     w.job = (Job){.kind = l->kind, .real = l->real, .isa = l->isa, .threads = l->threads, .split = l->split,
                   .steps = l->steps, .rows = l->rows, .size = w.size, .drive_stride = w.across,
                   .fresh = {l->fresh[0], l->fresh[1]}, .fresh_back = {l->fresh_back[0], l->fresh_back[1]}};
+    if (way == WAY_BACK && !w.diagonal) w.job.own = l->own;
     w.job.plan = chronograd_plan(&w.job, way);
     if (w.diagonal) {
         /* Whole rows only: what flows to the inputs is a sum over all units. */
@@ -177,7 +178,7 @@ static void point(Walk *w, int64_t begin, int64_t end) {
 static int64_t threads_of(const Walk *w) {
     const Layer *l = w->layer;
     /* A loop that splits the units meets in every step: nobody else may wait meanwhile. */
-    if ((w->job.plan.by_units && !w->diagonal) || w->direct) return w->job.plan.threads;
+    if ((w->job.plan.by_units && !w->diagonal && !w->job.own) || w->direct) return w->job.plan.threads;
     const int64_t depth = w->inputs + (w->way == WAY_BACK && l->weight_back && !w->diagonal ? w->size : 0);
     const double work = (double)((w->end - w->begin) * l->rows) * (double)w->outputs * (double)depth;
     return most(w->job.plan.threads, work > WORTH_SHARING ? l->threads : 1);
@@ -185,7 +186,7 @@ static int64_t threads_of(const Walk *w) {
 
 /* The weights in the order of the kernels, once for all blocks. */
 static void lay_weights(Walk *w, int id, int team) {
-    if (!w->diagonal) w->table->pack(&w->job, w->way, w->layer->weight, w->packed, id, team);
+    if (!w->diagonal && !w->job.own) w->table->pack(&w->job, w->way, w->layer->weight, w->packed, id, team);
     if (w->projection.b)
         w->table->panels(&w->projection, w->way == WAY_FORWARD ? w->inputs : w->outputs, w->way == WAY_FORWARD,
                          w->panels, id, team);

@@ -31,8 +31,10 @@ Plan chronograd_plan(const Job *job, int way) {
     Shape s = {job->size, job->size, chronograd_blocks(job->kind), table->lanes, table->registers,
                job->real == REAL_DOUBLE ? 8 : 4, 20};
     Plan plan = {1, 0, 0};
-    if (job->kind >= KIND_DIAGONAL) {
+    if (job->kind >= KIND_DIAGONAL || job->own) {
+        /* Units that do not meet. */
         const int64_t vectors = up(job->size, s.lanes);
+        plan.width = 1;
         plan.by_units = job->split == SPLIT_UNITS || (job->split == SPLIT_AUTO && job->rows < job->threads);
         if (job->rows * job->size * job->steps > 1 << 15) plan.threads = least(job->threads, plan.by_units ? vectors : job->rows);
         return plan;

@@ -4,7 +4,8 @@ knows of the past.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,21 @@ from chronograd.recurrence.contract import check_pair
 from chronograd.recurrence.quiet import keep_buffers, keep_random
 from chronograd.recurrence.states import detach, leaves
 
-__all__ = ["Onward", "Parameters", "Walk", "check_shapes", "reaching", "refuse_bytes", "refuse_draws"]
+__all__ = [
+    "Onward",
+    "Parameters",
+    "Walk",
+    "check_shapes",
+    "reaching",
+    "refuse_bytes",
+    "refuse_draws",
+    "refusing_draws",
+]
+
+_DRAWS = (
+    "mode {mode}: the model draws random numbers, and its derivatives would be of other draws than its states; switch "
+    "them off (model.eval()), or use mode=cg.Reverse()"
+)
 
 
 @dataclass(frozen=True)
@@ -112,10 +127,24 @@ def refuse_draws(mode: Any, recurrence: Recurrence) -> None:
         ValueError: in one line.
     """
     if recurrence.draws:
-        raise ValueError(
-            f"mode {mode}: the model draws random numbers, and its derivatives would be of other draws than its "
-            "states; switch them off (model.eval()), or use mode=cg.Reverse()"
-        )
+        raise ValueError(_DRAWS.format(mode=mode))
+
+
+@contextmanager
+def refusing_draws(mode: Any) -> Iterator[None]:
+    """The same of what runs inside, at a fraction of the cost of running the model to look at it.
+
+    Raises:
+        ValueError: in one line.
+    """
+    before = _generators()
+    yield
+    if any(not torch.equal(old, new) for old, new in zip(before, _generators())):
+        raise ValueError(_DRAWS.format(mode=mode))
+
+
+def _generators() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
 def refuse_bytes(mode: Any, wanted: int, limit: int, what: str, instead: str, kept: str = "influence") -> None:

@@ -26,19 +26,24 @@ import torch
 from torch import Tensor
 
 from chronograd.carry import Piece
-from chronograd.kernels import CELLS, Edges, run_projected
-from chronograd.kernels.reference import refuse_twice, states_before
+from chronograd.kernels import CELLS, Edges
+from chronograd.kernels.reference import refuse_twice
 from chronograd.modes.losses import Losses
 from chronograd.modes.replay import device_of
 from chronograd.recurrence.sequence import LayerWeights, Path, run_layers
 from chronograd.recurrence.states import detach
 
-from .onward import Onward, check_shapes, refuse_bytes, refuse_draws
+from .onward import Onward, check_shapes, refuse_bytes, refusing_draws
 from .units import Influence, Plan, Units, shapes
 
-__all__ = ["OwnWalk"]
+__all__ = ["OwnWalk", "TotalWalk", "began"]
 
 State = tuple[Tensor, ...]
+
+
+def began(section: dict[str, Any]) -> bool:
+    """Whether what a mode knows of the past says that it went this way: the model need not be looked at again."""
+    return isinstance(section.get("influence"), list)
 
 
 class OwnWalk:
@@ -46,13 +51,12 @@ class OwnWalk:
     recurrent weight is a part of C_t.
     """
 
-    block = 256
+    block = 1024
     ways: tuple[Any, ...] = ()
     total = False
 
     def __init__(self, mode: Any, onward: Onward, section: dict[str, Any], through_weights: bool) -> None:
         self.mode, self.onward, self.through_weights = mode, onward, through_weights
-        refuse_draws(mode, onward.recurrence)
         self.influence: list[Influence] = list(section.get("influence", []))
 
     def section(self) -> dict[str, Any]:
@@ -63,7 +67,8 @@ class OwnWalk:
         onward = self.onward
         edges = Edges(piece.gates, piece.reset, piece.valid).to(device_of(piece))
         engine = _Engine(self)
-        outputs, final = onward.recurrence.watch(piece.inputs, detach(state), edges, engine)
+        with refusing_draws(self.mode):
+            outputs, final = onward.recurrence.watch(piece.inputs, detach(state), edges, engine)
         onward.tally.add(losses.sum(outputs), onward.scale)
         with torch.no_grad():
             self.influence = [units.influence(units.plan.known) for units in engine.seen]
@@ -156,10 +161,7 @@ def _units(plan: Plan, x: Tensor, weights: LayerWeights, states: State) -> Units
     """Run a layer without a graph, and look at its units."""
     parts = plan.cell.parts
     with torch.no_grad():
-        initial, fresh = states[:parts], states[parts:]
-        w_ih, w_hh, b_ih, b_hh = weights
-        path = run_projected(plan.kind, x, w_ih, b_ih, initial, w_hh, b_hh, plan.edges, fresh or None)
-        return Units(plan, x, states_before(initial, path, plan.edges, fresh), path, weights)
+        return Units.run(plan, x, weights, states[:parts], states[parts:])
 
 
 class _Layer(torch.autograd.Function):
@@ -177,7 +179,7 @@ class _Layer(torch.autograd.Function):
         signal = arriving
         if plan.total:
             signal, arriving = units.total_signal(arriving)
-        grads = units.gradients(signal, plan.known)
+        grads = units.gradients(signal, plan.known, ctx.needs_input_grad[3:7])
         dx, first = units.own_step(arriving, ctx.needs_input_grad[2], any(ctx.needs_input_grad[7:]))
         states: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 7)
         if first is not None:

@@ -76,10 +76,10 @@ class RTRL(Forward):
         from .blocks import BlockWalk
         from .joint import JointWalk
         from .layer import find_stack
-        from .own import OwnWalk
+        from .own import OwnWalk, began
 
-        stack = find_stack(onward)
-        if stack is not None and stack.cell.element_wise:
+        stack = None if began(section) else find_stack(onward)
+        if began(section) or (stack is not None and stack.cell.element_wise):
             return OwnWalk(self, onward, section, through_weights=True)
         if stack is not None:
             return BlockWalk(self, stack, onward, section)

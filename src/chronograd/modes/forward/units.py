@@ -11,17 +11,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chronograd.kernels import CELLS, Edges
+from chronograd.kernels import CELLS, Edges, compiled, run_projected
 from chronograd.kernels.cells import Cell
+from chronograd.kernels.compiled import Call
+from chronograd.kernels.layer import as_call
 from chronograd.kernels.own import LEAST, own_back, own_cell_back
+from chronograd.kernels.reference import states_before
 from chronograd.recurrence.sequence import LayerWeights
 
+from .decay import decayed, power
 from .layer import cell_factors
 
 __all__ = ["Influence", "Plan", "Units", "shapes"]
 
 State = tuple[Tensor, ...]
 Influence = dict[str, Tensor]  # (B, p, G, m) for each side
+FEW = 64  # steps that are looked at first, for what was forgotten before them
 
 
 class Plan(NamedTuple):
@@ -52,10 +57,56 @@ def shapes(kind: str, rows: int, weights: LayerWeights) -> dict[str, tuple[int, 
 class Units:
     """The units of a layer over a block of steps: how each answers to its products, and to itself."""
 
-    def __init__(self, plan: Plan, x: Tensor, before: State, path: State, weights: LayerWeights) -> None:
-        self.plan, self.x, self.path = plan, x, path
-        self.before, self.weights = before, weights
+    def __init__(
+        self,
+        plan: Plan,
+        x: Tensor,
+        weights: LayerWeights,
+        initial: State,
+        fresh: State,
+        path: State,
+        call: Call | None = None,
+        kept: Tensor | None = None,
+    ) -> None:
+        self.plan, self.x, self.weights = plan, x, weights
+        self.initial, self.fresh, self.path = initial, fresh, path
+        self.call, self.kept = call, kept  # as the compiled kernels ran it, and what they kept
         self.across, self.count, self.units = x.shape[:2], x.shape[0] * x.shape[1], path[0].shape[-1]
+
+    @classmethod
+    def run(cls, plan: Plan, x: Tensor, weights: LayerWeights, initial: State, fresh: State) -> Units:
+        """Of a layer that is run here, without a graph."""
+        w_ih, w_hh, b_ih, b_hh = weights
+        given = (plan.kind, x, w_ih, b_ih, initial, w_hh, b_hh, plan.edges, fresh or None)
+        call = as_call(*given)
+        if call is None:
+            return cls(plan, x, weights, initial, fresh, run_projected(*given))
+        path, kept = compiled.forward(call, keep=True)
+        return cls(plan, x, weights, initial, fresh, path, call, kept)
+
+    def _tail(self, steps: int) -> Units:
+        """The last steps alone."""
+        first = len(self.x) - steps
+        edges = self.plan.edges[first:]
+        began = 0 if edges.reset is None else int(edges.reset.sum())
+        fresh = tuple(part[len(part) - began :] for part in self.fresh) if began else ()
+        path, initial = tuple(part[first:] for part in self.path), tuple(part[first - 1] for part in self.path)
+        return Units(self.plan._replace(edges=edges), self.x[first:], self.weights, initial, fresh, path)
+
+    @cached_property
+    def before(self) -> State:
+        """The state each step was taken from, (T, B, H) each."""
+        return states_before(self.initial, self.path, self.plan.edges, self.fresh)
+
+    @property
+    def own(self) -> Tensor | None:
+        """(G,): each unit's own recurrent weights as a part of C_t, 0 where they are none; None: all there are."""
+        weight = self.weights.recurrent
+        if weight.dim() == 1:
+            return None
+        if not self.plan.through_weights:
+            return weight.new_zeros(weight.shape[0])
+        return weight.unflatten(0, (-1, weight.shape[1])).diagonal(dim1=1, dim2=2).flatten().contiguous()
 
     @cached_property
     def factors(self) -> State:
@@ -136,11 +187,10 @@ class Units:
 
     def _through(self, product: Tensor, add: Tensor | None) -> Tensor:
         """To a unit's own h before, through its own recurrent weights."""
-        weight = self.weights.recurrent
-        if self.plan.cell.element_wise:
+        weight, own = self.weights.recurrent, self.own
+        if own is None:
             return self.plan.cell.product_back(product, weight, add)
-        diagonal = weight.unflatten(0, (-1, weight.shape[1])).diagonal(dim1=1, dim2=2).flatten()  # (G,)
-        through = (product * diagonal).unflatten(-1, (-1, weight.shape[1])).sum(-2)
+        through = (product * own).unflatten(-1, (-1, weight.shape[1])).sum(-2)
         return through if add is None else add + through
 
     def total_signal(self, arriving: State) -> tuple[State, State]:
@@ -183,18 +233,17 @@ class Units:
         assert total is not None
         return total
 
-    @cached_property
-    def sides(self) -> dict[str, tuple[int, Tensor]]:
-        """What groups of weights answer to (products 0, drives 1) and meet at each step: (T, B, m), 1 last where there
-        is a bias, conjugate where complex; (T, B, G, m) where each unit meets what is its own.
+    def sides(self, first: int = 0) -> dict[str, tuple[int, Tensor]]:
+        """What groups of weights answer to (products 0, drives 1) and meet at each step from ``first`` on: (T, B, m), 1
+        last where there is a bias, conjugate where complex; (T, B, G, m) where each unit meets what is its own.
 
         Where products and drives have the same cotangents, all weights are one group.
         """
         cell, weights = self.plan.cell, self.weights
-        x, h = self.x.conj(), self.before[0].conj()
+        x, h = self.x[first:].conj(), self._before(first).conj()
         if not cell.inner_bias and not cell.element_wise:
             biased = weights.input_bias is not None or weights.recurrent_bias is not None
-            one = [h.new_ones(()).expand(*self.across, 1)] if biased else []
+            one = [h.new_ones(()).expand(*h.shape[:2], 1)] if biased else []
             return {"all": (0, torch.cat([x, h, *one], -1))}
         if cell.element_wise:
             blocks = weights.recurrent.shape[0] // h.shape[-1]
@@ -203,11 +252,37 @@ class Units:
         pad = torch.nn.functional.pad
         return {name: (side, met if b is None else pad(met, (0, 1), value=1)) for name, side, met, b in given}
 
-    def gradients(self, arriving: Sequence[Tensor], known: Influence | None) -> list[Tensor | None]:
+    def _before(self, first: int) -> Tensor:
+        """h before each step from ``first`` on."""
+        if first and self.plan.edges.reset is None:
+            return self.path[0][first - 1 : -1]
+        return self.before[0][first:]
+
+    def gradients(
+        self, arriving: Sequence[Tensor], known: Influence | None, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
         """Of the weights from what arrives at each step's state, in the order of ``LayerWeights``."""
+        if self.call is None:
+            return self._gradients(arriving, known)
+        dih, dhh, bih, bhh = wanted
+        found = compiled.back(self.call, self.path, self.kept, arriving, (False, dih, bih, dhh, bhh), own=self.own)
+        grads = [found.weight_ih, found.weight, found.bias_ih, found.bias]
+        if known is None:
+            return grads
+        left = found.states[: len(self.path)]
+        past = self._by_weight(
+            {
+                name: sum(_spread(arrived, held[:, part]).sum(0) for part, arrived in enumerate(left))
+                for name, held in known.items()
+            }
+        )
+        return [here if here is None or before is None else here + before for here, before in zip(grads, past)]
+
+    def _gradients(self, arriving: Sequence[Tensor], known: Influence | None) -> list[Tensor | None]:
+        """The same in plain torch."""
         flows, left, _ = self._walk(arriving)
         sums = {}
-        for name, (side, met) in self.sides.items():
+        for name, (side, met) in self.sides().items():
             if met.dim() == 3:
                 total = flows[side].flatten(0, 1).mT @ met.flatten(0, 1)
             else:
@@ -220,11 +295,44 @@ class Units:
 
     def influence(self, known: Influence | None) -> Influence:
         """After the block, (B, p, G, m) for each side."""
-        found: dict[str, list[Tensor]] = {name: [] for name in self.sides}
+        if self.plan.kind == "diagonal" and self.plan.edges.plain:
+            return self._decayed(known)
+        few = FEW
+        while few < len(self.x):
+            found = self._tail(few)._influence(None)
+            if found is not None:
+                return found
+            few *= 4
+        found = self._influence(known, whole=True)
+        assert found is not None
+        return found
+
+    def _decayed(self, known: Influence | None) -> Influence:
+        """Of a diagonal recurrence without edges."""
+        weights, decay, steps = self.weights, self.weights.recurrent.conj(), len(self.x)
+        x = self.x.to(decay.dtype).conj()
+        of_x, of_decay, of_one = decayed(decay, x, self.initial[0].conj(), self.path[0].conj())
+        ones = of_one.expand(len(of_decay), -1).unsqueeze(-1)
+        sides = {"product": (of_decay.unsqueeze(-1), weights.recurrent_bias), "drive": (of_x, weights.input_bias)}
+        found = {
+            name: (part if b is None else torch.cat([part, ones], -1)).unsqueeze(1) for name, (part, b) in sides.items()
+        }
+        if known is not None:
+            for name, part in found.items():
+                part += known[name] * power(decay, steps).unsqueeze(-1)
+        return found
+
+    def _influence(self, known: Influence | None, whole: bool = False) -> Influence | None:
+        """From a walk back over all steps; None where something is left of those before, unless this is the ``whole``
+        block.
+        """
+        found: dict[str, list[Tensor]] = {}
         for part in range(len(self.path)):
             flows, left, first = self._walk(None, part)
-            for name, (side, met) in self.sides.items():
-                here, met = flows[side], met[first:]
+            if first == 0 and not whole:
+                return None
+            for name, (side, met) in self.sides(first).items():
+                here = flows[side]
                 if met.dim() == 3:
                     total = here.transpose(0, 1).contiguous().mT @ met.transpose(0, 1)
                 else:
@@ -232,7 +340,7 @@ class Units:
                 if known is not None and first == 0:
                     for other, arrived in enumerate(left):
                         total += _spread(arrived, known[name][:, other])
-                found[name].append(total)
+                found.setdefault(name, []).append(total)
         return {name: torch.stack(parts, 1) for name, parts in found.items()}
 
     def _by_weight(self, sums: dict[str, Tensor]) -> list[Tensor | None]:
