@@ -38,7 +38,7 @@ from page import Page, publish, table
 from torch import Tensor, nn
 
 import chronograd as cg
-from chronograd.style import COLOURS, FAINT, INK, style
+from chronograd.style import COLOURS, INK, style
 
 T, ROWS, DIRECTIONS = 50, 16, 2
 REACHES = (1, 2, 4, 8, 16, 32)
@@ -51,7 +51,7 @@ CUT |= {f"chunks of {k}": (cg.Chunks(k), cg.Reverse()) for k in REACHES[1:]}
 LOCAL: dict[str, Pair] = {"RFLO": (cg.Full(), cg.RFLO()), "SnAp(1)": (cg.Full(), cg.SnAp(1))}
 LATER: dict[str, Pair] = {f"SnAp({n})": (cg.Full(), cg.SnAp(n)) for n in (2, 3, 4)}
 DEFINITE = EXACT | LOCAL | LATER | CUT
-CALLED = {"RTRL": "RTRL()", "Scan": "Scan(always=True)"}
+CALLED = {"RTRL": "`RTRL()`, given one step a call,", "Scan": "`Scan(always=True)`"}
 RANDOM: dict[str, Pair] = {
     "UORO": (cg.Full(), cg.UORO()),
     "KF-RTRL": (cg.Full(), cg.KFRTRL()),
@@ -218,7 +218,7 @@ def slope(groups: Sequence[Group], name: str) -> tuple[float, float]:
 def exactness(groups: Sequence[Group]) -> str:
     worst = {name: max(bias for g in groups for bias, _ in g.off.get(name, ())) for name in EXACT}
     assert all(error < 1e-12 for error in worst.values()), worst
-    said = " and ".join(f"`{CALLED[name]}` is off by {_short(error)}" for name, error in worst.items())
+    said = " and ".join(f"{CALLED[name]} is off by {_short(error)}" for name, error in worst.items())
     return f"**Exact**: over all nets of this page {said} of the gradient's length at most (1e-12 is allowed)."
 
 
@@ -317,19 +317,12 @@ def _draw_variance(axes: Any, groups: Sequence[Group], more: Sequence[Group]) ->
             )  # fmt: skip
             if listed is groups:
                 rate, error = slope(listed, name)
-                label = f"{name}: $n^{{\\,{rate:.2f}\\pm{error:.2f}}}$"
-                axes.annotate(label, (sizes[0], found[0][0]), (2, -22), textcoords="offset points", color=colour)
-    axes.text(
-        0.98,
-        0.03,
-        "full: g = 1, dotted: g = 1.5",
-        transform=axes.transAxes,
-        ha="right",
-        va="bottom",
-        color=INK,
-        fontsize=9,
-    )
-    axes.axhline(1, color=FAINT, linewidth=0.8)
+                height = 0.37 * math.exp(fmean(math.log(mean) for mean, _ in found))
+                label = f"{name}: n^({rate:.2f} ± {error:.2f})"
+                axes.text(
+                    math.sqrt(sizes[0] * sizes[-1]), height, label, color=colour, ha="center", va="center", size=9
+                )
+    axes.text(0.03, 0.93, "full: g = 1, dotted: g = 1.5", transform=axes.transAxes, color=INK, fontsize=9)
     axes.set(xscale="log", yscale="log", xlabel="units n", ylabel="relative variance of one draw", ylim=(0.01, 3e3))
     axes.set_xticks([g.n for g in groups], [str(g.n) for g in groups])
     axes.set_xticks([], minor=True)
@@ -345,14 +338,14 @@ def findings(groups: Sequence[Group], kinds: dict[str, Group]) -> str:
         f"**Noise**: UORO's variance grows as n^({up:.2f} ± {up_error:.2f}), KF-RTRL's as n^({flat:.2f} ± "
         f"{flat_error:.2f}). A step of KF-RTRL costs n times as much, though: the mean of {last.n} draws of UORO has a "
         f"variance of {uoro / last.n:.1f} at n = {last.n}, one draw of KF-RTRL {kron:.1f}. Where the past can be "
-        f"walked back, random truncation of mean 8 has {cut:.2g} of it, since gradients fade here.\n\n"
-        f"**Bias**: on a dense net, n = {middle.n}, `SnAp(1)` is off by {middle.bias('SnAp(1)'):.2f} and one-step "
-        f"truncation, which is what RFLO comes to on a plain tanh layer, by {middle.bias('RFLO'):.2f}; a window of 4 "
-        f"by {middle.bias('window of 4'):.2f}, of 16 by {_short(middle.bias('window of 16'))}. From n = 2 on SnAp(n) "
-        "is RTRL there, and costs the same. Chunks of K are far worse than windows of K, since the first losses after "
-        f"a cut see little: those of 32 are still off by {middle.bias('chunks of 32'):.2f}, and the bias goes about "
-        "with the root of the number of cuts here, where targets are noise and what is lost at one cut has nothing to "
-        "do with the next."
+        f"walked back, random truncation of mean 8 has {cut:.2g}: gradients fade here, so its weights do not grow far."
+        f"\n\n**Bias**: on a dense net of {middle.n} units `SnAp(1)` is off by {middle.bias('SnAp(1)'):.2f}, and "
+        f"one-step truncation, which is what RFLO comes to on a plain tanh layer, by {middle.bias('RFLO'):.2f}; a "
+        f"window of 4 by {middle.bias('window of 4'):.2f}, of 16 by {_short(middle.bias('window of 16'))}. `SnAp(2)` "
+        "and beyond are RTRL there, at its cost. Chunks of K are far worse than windows of K, since the first losses "
+        f"after a cut see little: those of 32 are still off by {middle.bias('chunks of 32'):.2f}. Their bias goes "
+        "about with the root of the number of cuts here, where targets are noise and what is lost at one cut has "
+        "nothing to do with the next."
     )
 
 
@@ -364,9 +357,9 @@ def elsewhere(kinds: dict[str, Group]) -> str:
     return (
         f"On the sparse net each step of SnAp takes a further part of the bias away: {steps}. On the leaky net, whose "
         "units keep what they have for ten steps or so, what a unit knows of itself is worth more: `SnAp(1)` is off by "
-        f"{slow.bias('SnAp(1)'):.2f} and `RFLO` by {slow.bias('RFLO'):.2f}, less than windows of up to {beaten} steps "
-        f"and chunks of up to {chunks}, and neither needs the past. Noise is larger there, since more of the past "
-        "counts."
+        f"{slow.bias('SnAp(1)'):.3f}, less than windows of up to {beaten} steps and chunks of up to {chunks}, and "
+        f"needs no past (`RFLO`, which leaves out its own recurrent weight, by {slow.bias('RFLO'):.3f}). Noise is "
+        "larger there, since more of the past counts."
     )
 
 
@@ -386,8 +379,10 @@ def run(quick: bool) -> Page:
     parts += ["figure:zoo", "## The zoo on a dense net, g = 1", zoo(groups), "## Where memory grows with n"]
     parts += [
         f"At g = 1.5 gradients fade the more slowly the more units there are, by {wide[0].fade:.2f} a step at n = "
-        f"{wide[0].n} and by {wide[-1].fade:.2f} at n = {wide[-1].n}, so that an estimate holds more old terms. Then "
-        "KF-RTRL's variance grows too, if less than UORO's: that it does not is so where the memory stays the same.",
+        f"{wide[0].n} and by {wide[-1].fade:.2f} at n = {wide[-1].n}, so that an estimate holds more old terms. The "
+        f"variance of KF-RTRL then goes as n^({slope(wide, 'KF-RTRL')[0]:.2f} ± {slope(wide, 'KF-RTRL')[1]:.2f}), of "
+        f"UORO as n^({slope(wide, 'UORO')[0]:.2f} ± {slope(wide, 'UORO')[1]:.2f}): KF-RTRL's noise stays the same "
+        "where memory does.",
         counter(groups, wide),
     ]
     parts += ["## Nets that are sparse, or leak", elsewhere(kinds), others(kinds)]
