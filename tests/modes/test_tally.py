@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 import chronograd as cg
 from chronograd.modes.peak import PeakBytes
-from chronograd.modes.tally import Tally
+from chronograd.modes.tally import Tally, saved_bytes
 from oracle import squared
 
 
@@ -83,3 +86,38 @@ def test_a_budget_that_few_steps_and_many_parameters_share(truncation):
     with PeakBytes() as count:
         cg.value_and_grad(model, squared, x, x[..., :1], truncation=truncation, mode=cg.Reverse(budget))
     assert count.peak - own <= budget
+
+
+def test_counting_what_is_saved_holds_no_graph():
+    """An operator whose result is saved: kept as it is it would hold the operator that holds it, for ever."""
+    w = torch.randn(3, requires_grad=True)
+    with saved_bytes() as count:
+        made = w.tanh()
+    assert count.total == made.nbytes
+    alive = weakref.ref(made)
+    del made
+    assert alive() is None
+    with saved_bytes():
+        made = w.exp()
+    (found,) = torch.autograd.grad(made.sum(), w)
+    assert torch.equal(found, w.detach().exp())
+
+
+@pytest.mark.parametrize("truncation", [cg.Full(), cg.Chunks(10), cg.Window(5, 15), cg.RandomTruncation(10)], ids=str)
+@pytest.mark.parametrize("build", [cg.GRU, lambda *sizes: cg.Recurrent(nn.RNNCell(*sizes))])
+def test_calls_leave_nothing_behind(build, truncation):
+    """Also where most stretches have no loss that counts, so that nothing walks back through their graphs."""
+    torch.manual_seed(0)
+    model, x = build(2, 3), torch.randn(100, 2, 2)
+    weights = torch.zeros(100, 2)
+    weights[-1] = 1
+
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())  # no word to lazy objects
+
+    counts = []
+    for seed in range(3):
+        cg.value_and_grad(model, squared, x, x.new_zeros(100, 2, 1), truncation=truncation, weights=weights, seed=seed)
+        counts.append(tensors())
+    assert counts[-1] <= counts[0], counts
