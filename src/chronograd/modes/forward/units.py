@@ -270,12 +270,11 @@ class Units:
         if known is None:
             return grads
         left = found.states[: len(self.path)]
-        past = self._by_weight(
-            {
-                name: sum(_spread(arrived, held[:, part]).sum(0) for part, arrived in enumerate(left))
-                for name, held in known.items()
-            }
-        )
+        sums = {name: torch.zeros_like(held[0, 0]) for name, held in known.items()}
+        for part, arrived in enumerate(left):
+            for name, held in known.items():
+                sums[name] += _spread(arrived, held[:, part]).sum(0)
+        past = self._by_weight(sums)
         return [here if here is None or before is None else here + before for here, before in zip(grads, past)]
 
     def _gradients(self, arriving: Sequence[Tensor], known: Influence | None) -> list[Tensor | None]:
