@@ -231,3 +231,36 @@ def test_e_props_factorisation_is_the_whole_gradient(name, truncation, edges):
     ours, _ = gradient(model, cg.EProp("total"), truncation=truncation, seed=2, **EDGES[edges])
     exact, _ = gradient(model, cg.Reverse(), truncation=truncation, seed=2, **EDGES[edges])
     assert_same_grads(ours.grads, exact.grads)
+
+
+class Counted(nn.Module):
+    """A layer below dropout and a readout, which counts how often it runs."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.drop, self.readout, self.runs = layer, nn.Dropout(0.5), nn.Linear(4, 1), 0
+
+    def forward(self, x, state=None):
+        self.runs += 1
+        outputs, state = self.layer(x, state)
+        return self.readout(self.drop(outputs)), state
+
+
+@pytest.mark.parametrize("mode", [cg.SnAp(1), cg.RFLO(), cg.EProp(), cg.RTRL()], ids=str)
+def test_only_the_first_call_of_a_stream_looks_at_the_model(mode):
+    torch.manual_seed(0)
+    layer = cg.DiagonalRNN(2, 4) if isinstance(mode, cg.RTRL) else cg.GRU(2, 4)
+    model = Counted(layer).double().eval()
+    runs, carry, grads = [], None, []
+    for begin in range(0, T, 2):
+        before = model.runs
+        part, carry = cg.value_and_grad(model, squared, X[begin : begin + 2], Y[begin : begin + 2], carry, mode=mode)
+        carry = cg.Carry.from_state_dict(carry.state_dict())
+        runs.append(model.runs - before)
+        grads.append(part)
+    assert runs[0] > 1 and set(runs[1:]) == {1}
+    whole, _ = cg.value_and_grad(model, squared, X, Y, mode=mode)
+    assert_same_grads(sum(grads[1:], grads[0]).grads, whole.grads)
+    model.train()  # what the first call saw no longer holds
+    with pytest.raises(ValueError, match=r"draws random numbers.*model.eval\(\)"):
+        cg.value_and_grad(model, squared, X, Y, carry, mode=mode)

@@ -12,8 +12,8 @@ Where every unit is a recurrence by itself, C_t is all of J_t, and this is real-
 The sum over a block of steps needs no e_t: q_t walks back over the C_t, element by element, and one matrix product over
 all steps and rows gives the weights' gradients: the layer's way back in the kernels, where units pass on to themselves
 alone. The influence at the end is the same walk from ones, over the last steps until all is forgotten, and one product
-for each row; of a diagonal recurrence it is known by powers (``decay.py``). Influences of earlier blocks enter where the
-walk back arrives at the first step.
+for each row; of a diagonal recurrence it is known by powers (``decay.py``). Influences of earlier blocks enter where
+the walk back arrives at the first step.
 
 What stands before a layer (embeddings, layers below) is given what the loss of a step owes to that step's inputs, and
 no more: influence over earlier steps through them is left out. The same holds for initial states that are learned.
