@@ -304,12 +304,12 @@ def trainings(quick: bool) -> tuple[list[str], Any]:
         "RTRL and UORO do too.",
         "A mean that is right is not enough: at a constant rate of 1e-4 the variance drives theta away for mean length "
         "8, and for 16 when there are 100 steps between updates. For 16 and 20 steps it does not, as the library runs "
-        "the open steps again under the current theta; E7 as a recursion that keeps the states of older thetas (*states "
-        "kept*, written out in the study) blows up there.",
+        "the open steps again under the current theta; E7 as a recursion that keeps the states of older thetas "
+        "(*states kept*, written out in the study) blows up there.",
         "Under chunks, one update is a linear map of (state, theta), and the largest modulus of its eigenvalues, the "
         "*growth* of an update, decides. At rate 1e-4 it is above 1 for "
-        f"{sum(grown > 1 for grown in radius.values())} of the 100 lengths from 1 to 100. Chunks of 300 point the right "
-        "way, but the sum of so many losses is too large a step at 1e-4.",
+        f"{sum(grown > 1 for grown in radius.values())} of the 100 lengths from 1 to 100. Chunks of 300 point the "
+        "right way, but the sum of so many losses is too large a step at 1e-4.",
         table(
             ["gradient", "rate", "steps for each update", "seeds", "loss at the end", "growth"],
             [[*line[:4], line[4].told, line[5] if len(line) > 5 else ""] for line in lines],

@@ -281,12 +281,19 @@ def draw(found: Found) -> Any:
             for result, (colour, dash, mark) in zip(results.values(), LOOKS, strict=True):
                 for axis, at in ((top, "compute"), (bottom, "updates")):
                     seen = torch.tensor([run.curve for run in result.runs[at]], dtype=torch.float64)
+                    if at == "updates":  # and the loss at equal updates
+                        last = torch.tensor([[[0, task.updates, run.at_updates]] for run in result.runs[at]])
+                        seen = torch.cat([seen, last.double()], 1)
+                        seen = seen[:, seen[..., 1].mean(0).argsort()]
                     spent, updates, loss = seen.mean(0).T  # from (seeds, marks, 3)
                     error = seen[..., 2].std(0) / math.sqrt(len(seen))
                     along = spent / 1000 if at == "compute" else updates
                     axis.errorbar(along, loss, error, color=colour, ls=dash, marker=mark, ms=5, capsize=2.5)
             top.set(title=f"{task.name}, against compute", xlabel="thousands of steps run forward or back")
             bottom.set(title=f"{task.name}, against updates", xlabel="updates", xscale="log")
+            ticks = [t for t in (10, 20, 50, 100, 200, 500, 1000, 2000) if t > bottom.get_xlim()[0]]
+            bottom.set_xticks(ticks, [str(t) for t in ticks])
+            bottom.set_xticks([], minor=True)
             bottom.axvline(task.updates, color=INK, lw=0.8, zorder=0)
             for axis in (top, bottom):
                 axis.set(ylabel=task.unit, yscale="log" if task.name == "adding" else "linear")
