@@ -224,13 +224,15 @@ def draw(task: str, found: dict[str, dict[str, list[Run]]], budget: int) -> Any:
             side = [end for end in ends if not end[4]]
             for (name, colour, x, y, _), height in zip(side, spread([end[3] for end in side], 0.14), strict=True):
                 axes.annotate(name, (x, 2.718281828**y), (budget * 1.06, 2.718281828**height), color=INK, va="center",
-                              fontsize=9, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1.2},
+                              fontsize=9, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1.2, "relpos": (0, 0.5)},
                               annotation_clip=False)  # fmt: skip
-            below = sorted((end for end in ends if end[4]), key=lambda end: end[2])
+            # The last to solve has the highest name, to the right of its line down, so that no line crosses a name.
+            below = sorted((end for end in ends if end[4]), key=lambda end: -end[2])
             for place, (name, colour, x, _, _) in enumerate(below):
-                axes.annotate(name, (x, 0.1), (x, 0.083 * 0.87**place), color=INK, va="center", ha="center", fontsize=9,
-                              arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1.2})  # fmt: skip
-            axes.set(title=kind, xlabel="batches, an update each", xlim=(0, budget), ylim=(0.03, 2.2), yscale="log")
+                height = 0.083 * 0.86**place
+                axes.plot([x, x], [0.1, height], color=colour, linewidth=1.2)
+                axes.annotate(name, (x, height), (4, 0), textcoords="offset points", color=INK, va="center", fontsize=9)
+            axes.set(title=kind, xlabel="batches, an update each", xlim=(0, budget), ylim=(0.042, 2.2), yscale="log")
             axes.set_yticks([0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
             axes.set_yticks([], minor=True)
             for spine in ("left", "bottom"):

@@ -175,6 +175,9 @@ class Run:
     work: float
     look_back: float
 
+    def loss(self, at: str) -> float:
+        return self.curve[-1][2] if at == "compute" else self.at_updates
+
 
 def train(task: Task, truncation: Truncation, rate: float, seed: int, held_out: Batch) -> Run:
     """Train until the budget of compute and the number of updates are both used up; see the loss on the way."""
@@ -205,9 +208,6 @@ def train(task: Task, truncation: Truncation, rate: float, seed: int, held_out: 
         if len(curve) == 8 and update >= task.updates:
             return Run(curve, at_updates, spent / update, looked / update)
     raise AssertionError("batches end")
-
-    def loss(self, at: str) -> float:
-        return self.curve[-1][2] if at == "compute" else self.at_updates
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def draw(found: Found) -> Any:
     from matplotlib.figure import Figure
 
     with style():
-        figure = Figure(figsize=(9.5, 7.8), layout="constrained")
+        figure = Figure(figsize=(9, 7.2), layout="constrained")
         axes = figure.subplots(2, 2, sharey="col")
         for (top, bottom), (task, results) in zip(axes.T, found, strict=True):
             for result, (colour, dash, mark) in zip(results.values(), LOOKS, strict=True):
