@@ -223,9 +223,9 @@ def draw(task: str, found: dict[str, dict[str, list[Run]]], budget: int) -> Any:
                     ends.append((name, colour, at[-1], log(max(share[-1], 0.05)), run.solved))
             side = [end for end in ends if not end[4]]
             for (name, colour, x, y, _), height in zip(side, spread([end[3] for end in side], 0.14), strict=True):
+                line = {"arrowstyle": "-", "color": colour, "linewidth": 1.2, "relpos": (0, 0.5)}
                 axes.annotate(name, (x, 2.718281828**y), (budget * 1.06, 2.718281828**height), color=INK, va="center",
-                              fontsize=9, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1.2, "relpos": (0, 0.5)},
-                              annotation_clip=False)  # fmt: skip
+                              fontsize=9, arrowprops=line, annotation_clip=False)  # fmt: skip
             # The last to solve has the highest name, to the right of its line down, so that no line crosses a name.
             below = sorted((end for end in ends if end[4]), key=lambda end: -end[2])
             for place, (name, colour, x, _, _) in enumerate(below):
