@@ -292,7 +292,8 @@ def draw(found: Found) -> Any:
                     axis.errorbar(along, loss, error, color=colour, ls=dash, marker=mark, ms=5, capsize=2.5)
             top.set(title=f"{task.name}, against compute", xlabel="thousands of steps run forward or back")
             bottom.set(title=f"{task.name}, against updates", xlabel="updates", xscale="log")
-            ticks = [t for t in (10, 20, 50, 100, 200, 500, 1000, 2000) if bottom.get_xlim()[0] < t < bottom.get_xlim()[1]]
+            low, high = bottom.get_xlim()
+            ticks = [t for t in (10, 20, 50, 100, 200, 500, 1000, 2000) if low < t < high]
             bottom.set_xticks(ticks, [str(t) for t in ticks])
             bottom.set_xticks([], minor=True)
             bottom.axvline(task.updates, color=INK, lw=0.8, zorder=0)
