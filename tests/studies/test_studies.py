@@ -14,7 +14,9 @@ STUDIES = sorted(path for path in (ROOT / "studies").glob("*.py") if path.stem !
 def test_there_are_studies_and_their_pages_are_of_full_runs():
     assert STUDIES
     pages = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "studies").glob("*.md")}
+    index = pages.pop("index")
     assert pages.keys() <= {script.stem for script in STUDIES}
+    assert all(f"\n{name}\n" in index for name in pages)
     assert not any("--quick" in text for text in pages.values())
 
 
