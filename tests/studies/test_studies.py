@@ -15,7 +15,7 @@ def test_there_are_studies_and_their_pages_are_of_full_runs():
     assert STUDIES
     pages = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "studies").glob("*.md")}
     index = pages.pop("index")
-    assert pages.keys() <= {script.stem for script in STUDIES}
+    assert pages.keys() == {script.stem for script in STUDIES}
     assert all(f"\n{name}\n" in index for name in pages)
     assert not any("--quick" in text for text in pages.values())
 

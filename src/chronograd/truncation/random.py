@@ -82,7 +82,7 @@ class RandomTruncation(Truncation):
         """P(length > lag): the probability that no cut comes within ``lag`` steps after a cut or a stream's start.
 
         The gradient that crosses those steps is kept with this probability and multiplied by its inverse. With c the
-        cut probability, B = (alpha - 1) mean_length and G the gamma function it is
+        cut probability, B = (alpha - 1) mean_length and G the gamma function it is::
 
             (1 - c)^lag                                                          geometric
             prod_{i=1..lag} (B + i - alpha) / (B + i)

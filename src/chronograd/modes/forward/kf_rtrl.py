@@ -25,9 +25,9 @@ class KFRTRL(Forward):
 
         a <- nu0 p0 a + nu1 p1 ahat_t,     B <- nu0 xi_t J_t B / p0 + nu1 D_t / p1,     dl_t/dW = (q_t B)^T a^T
 
-    with q_t and the gate xi_t as for ``RTRL``, two signs nu0, nu1 = +-1 drawn anew at every step, p0 =
-    sqrt(|xi J B| / |a|), p1 = sqrt(|D| / |ahat|), which balance the two parts. Where a product is zero (after a cut or
-    a reset, at the beginning) both of its factors are left out, the limit of the formula.
+    with q_t and the gate xi_t as for ``RTRL``, two signs nu0, nu1 = +-1 drawn anew at every step,
+    ``p0 = sqrt(|xi J B| / |a|)`` and ``p1 = sqrt(|D| / |ahat|)``, which balance the two parts. Where a product is zero
+    (after a cut or a reset, at the beginning) both of its factors are left out, the limit of the formula.
 
     Unbiased for whatever terms the truncation keeps, exactly: the cross terms carry nu0 nu1, and nothing else knows the
     signs. These are a function of the stream's seed, position and row id, never of the calls.

@@ -25,9 +25,10 @@ class UORO(Forward):
 
         A <- p0 xi_t J_t A + p1 nu,     B <- B / p0 + (nu^T I_t) / p1,     dl_t/dw = (q_t . A) B
 
-    with J_t, I_t, q_t and the gate xi_t as for ``RTRL``, signs nu = +-1 for each unit, drawn anew at every step, p0 =
-    sqrt(|B| / |xi J A|), p1 = sqrt(|nu^T I| / |nu|), which balance the two parts. Where a product is zero (after a cut
-    or a reset, at the beginning, in dead units) both of its factors are left out, the limit of the formula.
+    with J_t, I_t, q_t and the gate xi_t as for ``RTRL``, signs nu = +-1 for each unit, drawn anew at every step,
+    ``p0 = sqrt(|B| / |xi J A|)`` and ``p1 = sqrt(|nu^T I| / |nu|)``, which balance the two parts. Where a product is
+    zero (after a cut or a reset, at the beginning, in dead units) both of its factors are left out, the limit of the
+    formula.
 
     Unbiased for whatever terms the truncation keeps, exactly: the cross terms are odd in nu, since p1 is even and p0
     knows nothing of it. Signs are a function of the stream's seed, position, row id and unit, never of the calls.
