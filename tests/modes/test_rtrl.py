@@ -105,3 +105,13 @@ def test_what_is_refused():
     for limit in (0, -1, True, 1.5):
         with pytest.raises(ValueError, match="limit must be a positive number of bytes"):
             cg.RTRL(limit=limit)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_stacked_layers_go_on_with_a_single_row(name):
+    model, carry, total = build(name), None, None
+    for begin, end in ((0, 1), (1, 4), (4, T)):
+        part, carry = gradient(model, cg.RTRL(), X[begin:end, :1], Y[begin:end, :1], carry)
+        total = part if total is None else total + part
+    theirs, _ = gradient(model, cg.Reverse(), X[:, :1], Y[:, :1])
+    assert_same_grads(total.grads, theirs.grads)
