@@ -36,7 +36,7 @@ def advance_forward(run: Run, stretch: Stretch, truncation: Truncation, mode: Mo
         losses = run.losses[at : at + piece.steps].in_memory()
         state = walk.through(loaded(piece), state, losses, stream.position + at)
     run.ways.extend(walk.ways)
-    known = {NAME: mode.name, **section} if (section := walk.section()) else {}
+    known = {NAME: mode.past, **section} if (section := walk.section()) else {}
     end = stream.position + steps
     stream = replace(stream, position=end, since=plan.since, begun=stretch.begun, state=state)
     return replace(carry, stream=stream, segment=Segment(end, state), mode=known)
@@ -54,7 +54,7 @@ def check_history(carry: Carry, mode: Mode) -> None:
             f"the carry holds {carry.open_steps} open steps of a mode that walks back, which mode {mode} does not run "
             "again; go on with that mode, or begin here with carry.cut()"
         )
-    if known is not None and known != (mode.name if mode.walks else None):
+    if known is not None and known != (mode.past if mode.walks else None):
         raise ValueError(
             f"the carry holds what mode {known} knows of the past, which mode {mode} cannot use; go on with mode "
             f"{known}, or begin here with carry.cut()"

@@ -74,10 +74,18 @@ def run_layers(
         fresh: (L, R, H) for each part: initial states of the rows that reset.
         run: what runs one layer, with the arguments of ``kernels.run_projected``.
 
+    Raises:
+        ValueError: for complex weights of a layer other than ``DiagonalRNN``: their ways back take no conjugates.
+
     >>> weights = LayerWeights(torch.ones(1, 1), torch.full((1, 1), 0.5))
     >>> run_layers("linear", torch.ones(3, 1, 1), (torch.zeros(1, 1, 1),), [weights]).final[0].item()
     1.75
     """
+    if kind != "diagonal" and weights[0].recurrent.is_complex():
+        raise ValueError(
+            f"a {kind} layer computes with real numbers only, but its weights are {weights[0].recurrent.dtype}; use "
+            "cg.DiagonalRNN(..., complex=True), or a cell of your own in cg.Recurrent"
+        )
     states: list[State] = []
     x = inputs
     for number, layer in enumerate(weights):

@@ -19,7 +19,7 @@ from chronograd.recurrence.contract import check_pair
 from chronograd.recurrence.quiet import keep_buffers, keep_random
 from chronograd.recurrence.states import detach, leaves
 
-__all__ = ["Onward", "Parameters", "Walk", "check_shapes", "reaching", "refuse_bytes", "refuse_draws"]
+__all__ = ["Onward", "Parameters", "Walk", "begins_at", "check_shapes", "reaching", "refuse_bytes", "refuse_draws"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,26 @@ def reaching(onward: Onward) -> dict[str, Tensor]:
             return {}
         found = torch.autograd.grad(sums, list(named.values()), allow_unused=True)
     return {name: named[name] for name, grad in zip(named, found) if grad is not None}
+
+
+def begins_at(tensors: list[Tensor]) -> set[int]:
+    """The ids of the leaves that a graph begins at.
+
+    >>> w, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    >>> begins_at([(w * 2).exp()]) == {id(w)}
+    True
+    """
+    found = {id(x) for x in tensors if x.grad_fn is None and x.requires_grad}
+    nodes = [x.grad_fn for x in tensors if x.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(id(leaf))
+        new = {other for other, _ in node.next_functions if other is not None} - seen
+        seen |= new
+        nodes.extend(new)
+    return found
 
 
 def refuse_draws(mode: Any, recurrence: Recurrence) -> None:
