@@ -114,7 +114,7 @@ class JointWalk:
         self._take(reaching(onward) if self.influence is None else self._named(section["names"]))
 
     def section(self) -> dict[str, Any]:
-        if self.influence is None:
+        if not self.influence:
             return {}
         return {"influence": self.influence, "names": list(self.parameters.values), **self.rule.section()}
 
@@ -154,16 +154,14 @@ class JointWalk:
         ]
         frozen = torch.empty(0) if piece.valid is None or state is None else (~piece.valid[t]).nonzero().flatten()
         if len(frozen):
-            assert self.influence is not None
-            held = {name: part[frozen.to(part.device)] for name, part in self.influence.items()}
-            parts.append((frozen, self._of(state, frozen), held))
+            parts.append((frozen, self._of(state, frozen), self._held(frozen)))
         if len(parts) == 1:
             _, state, self.influence = parts[0]
             return state
         order = torch.cat([rows for rows, _, _ in parts]).argsort()
         dims = self.onward.recurrence.dims
         state = dims.take(dims.join([made for _, made, _ in parts]), order)
-        helds = [self._widened(held) for _, _, held in parts]
+        helds = [self._widened(held) if held else self._held(rows) for rows, _, held in parts]
         self.influence = {
             name: torch.cat([held[name] for held in helds])[order.to(part.device)] for name, part in helds[0].items()
         }
@@ -190,6 +188,8 @@ class JointWalk:
         direct = self.onward.tally.add(loss, self.onward.scale, (), given)
         del outputs, loss
         after = detach(after)
+        if not parameters.values:  # nothing that is trained reaches a state
+            return after, {}
         gates = None if before is None else piece.gates[t, rows].to(device_of(piece))
         new, units = new or self.influence is None, flat_state(leaves(after), recurrence.dims.dims)
         self._make(units, new)
@@ -225,10 +225,9 @@ class JointWalk:
         missing = {name: self._shapes[name][-1] - part.shape[-1] for name, part in held.items()}
         return {name: pad(part, (0, missing[name])) if missing[name] > 0 else part for name, part in held.items()}
 
-    def _held(self, rows: Tensor, begins: bool) -> Influence:
+    def _held(self, rows: Tensor, begins: bool = False) -> Influence:
         """The influence of some rows before a step; zeros where they begin."""
-        assert self.influence is not None
-        held = {name: part[rows.to(part.device)] for name, part in self.influence.items()}
+        held = {name: part[rows.to(part.device)] for name, part in (self.influence or {}).items()}
         return {name: torch.zeros_like(part) for name, part in held.items()} if begins else held
 
 
