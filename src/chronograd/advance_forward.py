@@ -40,7 +40,7 @@ def advance_forward(run: Run, stretch: Stretch, truncation: Truncation, mode: Mo
     run.ways.extend(walk.ways)
     known = walk.section()
     if known:
-        known = {NAME: mode.name, LAYOUT: run.recurrence.plain_layout, **known}
+        known = {NAME: mode.past, LAYOUT: run.recurrence.plain_layout, **known}
     end = stream.position + steps
     stream = replace(stream, position=end, since=plan.since, begun=stretch.begun, state=state)
     return replace(carry, stream=stream, segment=Segment(end, state), mode=known)
@@ -58,7 +58,7 @@ def check_history(carry: Carry, mode: Mode) -> None:
             f"the carry holds {carry.open_steps} open steps of a mode that walks back, which mode {mode} does not run "
             "again; go on with that mode, or begin here with carry.cut()"
         )
-    if known is not None and known != (mode.name if mode.walks else None):
+    if known is not None and known != (mode.past if mode.walks else None):
         raise ValueError(
             f"the carry holds what mode {known} knows of the past, which mode {mode} cannot use; go on with mode "
             f"{known}, or begin here with carry.cut()"

@@ -340,3 +340,26 @@ def test_modes_stand_beside_each_other():
     assert rows["full", "reverse:100KB"].peak_bytes <= 100_000 + 16 * 800 < rows["full", "reverse"].peak_bytes
     assert rows["chunks:50", "reverse:100KB"].bias == pytest.approx(rows["chunks:50", "reverse"].bias)
     assert "reverse:100KB" in found.table()
+
+
+def test_rows_say_what_holds_by_construction():
+    torch.manual_seed(0)
+    model, x = cg.RNN(2, 3).double(), torch.randn(12, 2, 2, dtype=torch.float64)
+    candidates = [
+        "full rtrl",
+        "full snap:1",
+        "random:4 uoro",
+        "chunks:3",
+        "full eprop:total",
+        "full pes:2,0.1,2,analytic",
+    ]
+    result = cg.compare(model, lambda outputs, targets: outputs.square().sum(-1), x, None, candidates, draws=2)
+    assert {row.label: (row.exact, row.unbiased, row.online) for row in result.candidates} == {
+        "full": (True, True, False),
+        "full rtrl": (True, True, True),
+        "full snap:1": (False, False, True),
+        "random:4 uoro": (False, True, True),
+        "chunks:3": (False, False, False),
+        "full eprop:total": (True, True, False),
+        "full pes:2,0.1,2,analytic": (False, False, False),
+    }

@@ -6,11 +6,12 @@ import io
 
 import pytest
 import torch
+from torch import nn
 
 import chronograd as cg
 from chronograd.modes import parse
 from chronograd.support import find, row_of
-from forward_case import EDGES, RESET, B, T, X, Y, build, gradient
+from forward_case import EDGES, RESET, B, Read, T, X, Y, build, gradient
 from oracle import assert_close, assert_same_grads
 
 MODES = {
@@ -24,8 +25,10 @@ MODES = {
     "eprop": cg.EProp(),
     "eprop total": cg.EProp("total"),
     "uoro": cg.UORO(),
+    "kfrtrl": cg.KFRTRL(),
     "pes": cg.PES(4, 0.1, unroll=4),
     "nres": cg.PES(4, 0.1, unroll=4, reuse_noise=True),
+    "pes analytic": cg.PES(4, 0.1, analytic=True),
 }
 WALKING = [name for name, mode in MODES.items() if mode.online]
 TRUNCATIONS = [
@@ -38,7 +41,7 @@ TRUNCATIONS = [
     cg.AdaptiveTruncation(0.3, window=6),
 ]
 GATES = [truncation for truncation in TRUNCATIONS if truncation.primitive == "gates"]
-MODEL = "lstm"  # two layers, two numbers a unit
+MODEL = dict.fromkeys(MODES, "lstm") | {"kfrtrl": "tanh"}  # two layers, two numbers a unit
 
 
 def same(ours, theirs, exactly=False):
@@ -57,7 +60,7 @@ def works(truncation, mode, kind="layers"):
 @pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
 @pytest.mark.parametrize("name", MODES)
 def test_it_works_or_is_refused_with_the_remedy(name, truncation):
-    model, mode = build(MODEL), MODES[name]
+    model, mode = build(MODEL[name]), MODES[name]
     if not works(truncation, mode):
         with pytest.raises(ValueError, match="use "):
             gradient(model, mode, truncation=truncation, seed=1)
@@ -79,7 +82,7 @@ def test_it_works_or_is_refused_with_the_remedy(name, truncation):
 @pytest.mark.parametrize("edges", EDGES)
 @pytest.mark.parametrize("name", WALKING)
 def test_a_step_that_looks_back_on_nothing_is_exact(name, edges):
-    model, mode = build(MODEL), MODES[name]
+    model, mode = build(MODEL[name]), MODES[name]
     found, _ = gradient(model, mode, truncation=cg.Chunks(1), **EDGES[edges])
     exact, _ = gradient(model, cg.Reverse(), truncation=cg.Chunks(1), **EDGES[edges])
     if mode.smoothed:
@@ -87,7 +90,7 @@ def test_a_step_that_looks_back_on_nothing_is_exact(name, edges):
     assert_close(found.grads["readout.weight"], exact.grads["readout.weight"])
     if mode.random:
         return
-    for key in ("weight_ih_l1", "weight_hh_l1", "bias_ih_l1", "bias_hh_l1"):
+    for key in ("weight_ih_l1", "weight_hh_l1", "bias_ih_l1", "bias_hh_l1"):  # of the last layer
         assert_close(found.grads[f"layer.{key}"], exact.grads[f"layer.{key}"])
 
 
@@ -95,7 +98,7 @@ def test_a_step_that_looks_back_on_nothing_is_exact(name, edges):
 @pytest.mark.parametrize("truncation", GATES, ids=str)
 @pytest.mark.parametrize("name", WALKING)
 def test_calls_equal_one_call_through_written_carries(name, truncation, edges):
-    model, mode, options = build(MODEL), MODES[name], EDGES[edges]
+    model, mode, options = build(MODEL[name]), MODES[name], EDGES[edges]
     if not works(truncation, mode):
         pytest.skip(f"{truncation} is refused")
     carry, total = cg.Carry.start(B, seed=3), None
@@ -118,7 +121,7 @@ def test_calls_equal_one_call_through_written_carries(name, truncation, edges):
 
 @pytest.mark.parametrize("name", WALKING)
 def test_a_reset_forgets_and_a_frozen_row_keeps(name):
-    model, mode = build(MODEL), MODES[name]
+    model, mode = build(MODEL[name]), MODES[name]
     anew = torch.zeros(T, B, dtype=torch.bool)
     anew[6] = True
     both, _ = gradient(model, mode, carry=cg.Carry.start(B, seed=3), reset=anew)
@@ -131,13 +134,13 @@ def test_a_reset_forgets_and_a_frozen_row_keeps(name):
         assert_same_grads(second.grads, fresh.grads)
     still, after = gradient(model, mode, X[:3], Y[:3], carry, lengths=torch.zeros(B, dtype=torch.int64))
     assert still.weight == 0
-    if not mode.smoothed:  # particles of a frozen row go on meeting noise
+    if mode.row != "evolution":  # particles of a frozen row go on meeting noise
         same(carry, after, exactly=True)
 
 
 @pytest.mark.parametrize("name", WALKING)
 def test_a_carry_is_not_changed(name):
-    model, mode = build(MODEL), MODES[name]
+    model, mode = build(MODEL[name]), MODES[name]
     _, carry = gradient(model, mode, X[:5], Y[:5], cg.Carry.start(B, seed=3))
     one, _ = gradient(model, mode, X[5:], Y[5:], carry)
     two, _ = gradient(model, mode, X[5:], Y[5:], carry)
@@ -151,9 +154,18 @@ def test_its_text_is_read_back(name):
     assert isinstance(mode.exact, bool) and isinstance(mode.unbiased, bool) and isinstance(mode.online, bool)
 
 
+def test_a_mode_that_needs_several_steps_at_once_is_not_online():
+    mode = cg.PES(4, 0.1, unroll=2, analytic=True)
+    assert not mode.online and cg.PES(4, 0.1, unroll=2).online
+    model, carry = build("lstm"), cg.Carry.start(B, seed=3)
+    _, carry = gradient(model, mode, X[:1], Y[:1], carry)
+    with pytest.raises(ValueError, match="this call begins 1 steps into one; end calls at multiples of 2"):
+        gradient(model, mode, X[1:2], Y[1:2], carry)
+
+
 @pytest.mark.parametrize("name", WALKING)
 def test_going_on_with_another_mode_is_refused(name):
-    model, mode = build(MODEL), MODES[name]
+    model, mode = build(MODEL[name]), MODES[name]
     _, carry = gradient(model, mode, X[:5], Y[:5], cg.Carry.start(B, seed=3))
     for other in (cg.Reverse(), cg.RTRL() if name != "rtrl" else cg.SnAp(1)):
         with pytest.raises(ValueError, match="carry.cut"):
@@ -163,7 +175,32 @@ def test_going_on_with_another_mode_is_refused(name):
 
 @pytest.mark.parametrize("name", WALKING)
 def test_streamed_inputs_are_read_as_they_are_needed(name):
-    model, mode = build(MODEL), MODES[name]
+    model, mode = build(MODEL[name]), MODES[name]
     found, _ = gradient(model, mode, cg.Streamed(X), cg.Streamed(Y), cg.Carry.start(B, seed=3), reset=RESET)
     whole, _ = gradient(model, mode, carry=cg.Carry.start(B, seed=3), reset=RESET)
     assert_same_grads(found.grads, whole.grads)
+
+
+FROZEN = {
+    "layer": lambda: Read(cg.GRU(2, 3), 3),
+    "diagonal": lambda: Read(cg.DiagonalRNN(2, 3), 3),
+    "cell": lambda: cg.Recurrent(nn.GRUCell(2, 3), nn.Linear(3, 2)),
+}
+
+
+@pytest.mark.parametrize("make", FROZEN)
+@pytest.mark.parametrize("name", ["rtrl", "snap1", "snap2", "uoro", "pes"])
+def test_a_frozen_recurrence_leaves_the_readout_to_plain_autograd(name, make):
+    model = FROZEN[make]().double()
+    for key, value in model.named_parameters():
+        value.requires_grad_("readout" in key)
+    carry, total, edges = None, None, {"reset": RESET}
+    for begin, end in ((0, 2), (2, T)):
+        options = {key: part[begin:end] for key, part in edges.items()}
+        lengths = (EDGES["all"]["lengths"] - begin).clamp(0, end - begin)
+        part, carry = gradient(model, MODES[name], X[begin:end], Y[begin:end], carry, lengths=lengths, **options)
+        total = part if total is None else total + part
+    exact, _ = gradient(model, cg.Reverse(), reset=RESET, lengths=EDGES["all"]["lengths"])
+    assert total.grads.keys() == exact.grads.keys()
+    if not MODES[name].smoothed:
+        assert_same_grads(total.grads, exact.grads)

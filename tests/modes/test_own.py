@@ -264,3 +264,21 @@ def test_only_the_first_call_of_a_stream_looks_at_the_model(mode):
     model.train()  # what the first call saw no longer holds
     with pytest.raises(ValueError, match=r"draws random numbers.*model.eval\(\)"):
         cg.value_and_grad(model, squared, X, Y, carry, mode=mode)
+
+
+@pytest.mark.parametrize("make", [lambda: build("tanh"), lambda: cg.Recurrent(nn.RNNCell(2, 4)).double()])
+def test_a_carry_of_another_n_is_refused(make):
+    model = make()
+    for mode, other in ((cg.SnAp(1), cg.SnAp(2)), (cg.SnAp(3), cg.SnAp(1))):
+        _, carry = cg.value_and_grad(model, squared, X[:5], Y[:5, :, :1], mode=mode)
+        with pytest.raises(ValueError, match=f"what mode {mode} knows.*which mode {other} cannot use.*carry.cut"):
+            cg.value_and_grad(model, squared, X[5:], Y[5:, :, :1], carry, mode=other)
+
+
+def test_the_limit_is_of_all_layers_together():
+    model = cg.RNN(2, 4, num_layers=3).double()
+    _, carry = cg.value_and_grad(model, squared, X, Y[..., :1], mode=cg.SnAp(1))
+    held = sum(part.nbytes for layer in carry.mode["influence"] for part in layer.values())
+    cg.value_and_grad(model, squared, X, Y[..., :1], mode=cg.SnAp(1, limit=held))
+    with pytest.raises(ValueError, match="and the 2 layers before it.*above its limit"):
+        cg.value_and_grad(model, squared, X, Y[..., :1], mode=cg.SnAp(1, limit=held - 1))

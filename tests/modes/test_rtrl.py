@@ -105,3 +105,67 @@ def test_what_is_refused():
     for limit in (0, -1, True, 1.5):
         with pytest.raises(ValueError, match="limit must be a positive number of bytes"):
             cg.RTRL(limit=limit)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm"])
+def test_stacked_layers_go_on_with_a_single_row(name):
+    model, carry, total = build(name), None, None
+    for begin, end in ((0, 1), (1, 4), (4, T)):
+        part, carry = gradient(model, cg.RTRL(), X[begin:end, :1], Y[begin:end, :1], carry)
+        total = part if total is None else total + part
+    theirs, _ = gradient(model, cg.Reverse(), X[:, :1], Y[:, :1])
+    assert_same_grads(total.grads, theirs.grads)
+
+
+class Clocked(nn.Module):
+    """Every third step is another cell's, which so reaches the state late; rows have clocks of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.ModuleList([nn.RNNCell(2, 2), nn.RNNCell(2, 2)])
+
+    def forward(self, x, state=None):
+        h, clock = state or (x.new_zeros(x.shape[1], 2), x.new_zeros(x.shape[1], dtype=torch.int64))
+        outputs = []
+        for step in x:
+            h = torch.stack([self.cells[int(c) % 3 == 2](step[row], h[row]) for row, c in enumerate(clock)])
+            clock = clock + 1
+            outputs.append(h)
+        return torch.stack(outputs), (h, clock)
+
+
+@pytest.mark.parametrize("mode", [cg.RTRL(), cg.SnAp(2)], ids=str)
+@pytest.mark.parametrize("calls", [[T], [1] * T, [2, 1, 5, 3]], ids=str)
+def test_parameters_may_reach_the_state_late(calls, mode):
+    model, carry, total = Clocked().double(), None, None
+    for x, y, reset in zip(X.split(calls), Y.split(calls), RESET.split(calls)):
+        part, carry = gradient(model, mode, x, y, carry, reset=reset)
+        carry = cg.Carry.from_state_dict(carry.state_dict())
+        total = part if total is None else total + part
+    assert_same_grads(total.grads, gradient(model, cg.Reverse(), reset=RESET)[0].grads)
+
+
+def test_what_is_trained_before_layers_on_some_steps_only_is_refused():
+    class Started(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.instead = cg.GRU(2, 2), nn.Parameter(torch.ones(2))
+
+        def forward(self, x, state=None):
+            missing = x[..., :1] > 9
+            return self.layer(torch.where(missing, self.instead, x) if bool(missing.any()) else x, state)
+
+    x = X.clone()
+    x[5, 0] = 10.0
+    with pytest.raises(ValueError, match="did not at the first step.*use mode=cg.Reverse"):
+        gradient(Started().double(), cg.RTRL(), x)
+
+
+def test_a_carry_after_freezing_is_refused():
+    model = build("opaque")
+    _, carry = gradient(model, cg.RTRL(), X[:5], Y[:5])
+    name = carry.mode["names"][0]
+    model.get_parameter(name).requires_grad_(False)
+    with pytest.raises(ValueError, match=f"influence of {name} .*carry.cut"):
+        gradient(model, cg.RTRL(), X[5:], Y[5:], carry)
+    gradient(model, cg.RTRL(), X[5:], Y[5:], carry.cut())

@@ -324,3 +324,23 @@ def test_what_is_refused_and_how_it_is_written():
         gradient(model, cg.RTRL(), carry=carry)
     with pytest.raises(ValueError, match="this model's would be|the carry's state is"):
         gradient(build(lambda: Read(cg.GRU(2, 5), 5)), mode, carry=carry)
+
+
+class Shut(nn.Module):
+    """A cell whose gate sees the state, but passes no gradient to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.RNNCell(1, 2)
+
+    def forward(self, x, state):
+        state = x.new_zeros(len(x), 2) if state is None else state
+        with torch.no_grad():
+            gate = (3 * state).sigmoid()
+        return gate * self.inner(x, state) + 0.5 * state
+
+
+def test_what_is_shut_off_from_gradients_is_shut_off_forward_too(monkeypatch):
+    model, x, y = build(lambda: cg.Recurrent(Shut())), X[:3, :1, :1], Y[:3, :1]
+    exact, _ = gradient(model, cg.Reverse(), x, y)
+    assert_same_grads(mean_over_signs(monkeypatch, model, cg.UORO(), x, y, 2), exact.grads)

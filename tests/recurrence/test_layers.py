@@ -166,3 +166,10 @@ def test_empty_input_is_torch_s_affair():
                 ours(empty)
         else:
             assert ours(empty)[0].shape == expected.shape
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.parametrize("make", [cg.RNN, cg.GRU, cg.LinearRNN])
+def test_complex_weights_are_refused(make):
+    with pytest.raises(ValueError, match="real numbers only.*complex64; use cg.DiagonalRNN"):
+        make(2, 3).to(torch.complex64)(torch.randn(4, 2, 2, dtype=torch.complex64))

@@ -105,3 +105,9 @@ def test_what_has_no_meaning_is_refused_in_one_line(make, message):
     with pytest.raises((ValueError, TypeError)) as caught:
         make()
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mean", [1e9, 1e15, 1e17, 1e30])
+def test_long_mean_lengths_keep_their_digits(mean):
+    assert cg.RandomTruncation(mean).survival(int(mean)) == pytest.approx(math.exp(-1), rel=1e-8)
+    assert cg.RandomTruncation(mean).look_back(weight=8) == pytest.approx(mean * math.log(8), rel=1e-8)

@@ -178,6 +178,8 @@ def _measure(
             look_back=question.look_back(*pair),
             seconds=median(clocks[pair]),
             peak_bytes=peaks[pair],
+            exact=isinstance(pair[0], Full) and pair[1].exact,
+            online=pair[1].online,
             **errors[pair].figures(),
         )
         for pair in pairs

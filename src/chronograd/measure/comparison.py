@@ -20,7 +20,8 @@ class Candidate:
 
     Attributes:
         truncation, mode: as the command line writes them.
-        unbiased: whether its expectation is the exact gradient, by construction.
+        unbiased: whether its expectation is the exact gradient, by construction; ``exact``, whether it is that itself.
+        online: whether its mode walks along with a stream one step at a time, in memory that does not grow.
         look_back: mean number of steps a loss reaches back, its own included.
         seconds: median time of one gradient.
         peak_bytes: most bytes of tensors alive at once.
@@ -43,6 +44,8 @@ class Candidate:
     variance_error: float
     cosine: float
     cosine_error: float
+    exact: bool = False
+    online: bool = False
 
     @property
     def label(self) -> str:

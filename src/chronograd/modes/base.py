@@ -35,6 +35,11 @@ class Mode(ABC):
         return False
 
     @property
+    def past(self) -> str:
+        """Whose knowledge of the past it can go on with: of modes that give the same text here."""
+        return self.name
+
+    @property
     def row(self) -> str:
         """Its name in the table of what goes with what (``support``)."""
         return self.name

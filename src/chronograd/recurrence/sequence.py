@@ -74,10 +74,14 @@ def run_layers(
         fresh: (L, R, H) for each part: initial states of the rows that reset.
         run: what runs one layer, with the arguments of ``kernels.run_projected``.
 
+    Raises:
+        ValueError: for complex weights of a layer other than ``DiagonalRNN``: their ways back take no conjugates.
+
     >>> weights = LayerWeights(torch.ones(1, 1), torch.full((1, 1), 0.5))
     >>> run_layers("linear", torch.ones(3, 1, 1), (torch.zeros(1, 1, 1),), [weights]).final[0].item()
     1.75
     """
+    _refuse_complex(kind, weights)
     states: list[State] = []
     x = inputs
     for number, layer in enumerate(weights):
@@ -100,12 +104,21 @@ def run_layers(
     return Path(x, final, states)
 
 
+def _refuse_complex(kind: str, weights: Sequence[LayerWeights]) -> None:
+    if kind != "diagonal" and weights[0].recurrent.is_complex():
+        raise ValueError(
+            f"a {kind} layer computes with real numbers only, but its weights are {weights[0].recurrent.dtype}; use "
+            "cg.DiagonalRNN(..., complex=True), or a cell of your own in cg.Recurrent"
+        )
+
+
 def layer_sequence(
     kind: str, inputs: Tensor, initial: State, weights: Sequence[LayerWeights], dropout: float = 0.0
 ) -> tuple[Tensor, State]:
     """Outputs (T, B, H) and final state (L, B, H) of stacked layers; overridable."""
     if has_torch_function((inputs,)):
         return handle_torch_function(layer_sequence, (inputs,), kind, inputs, initial, weights, dropout)
+    _refuse_complex(kind, weights)
     if torch_serves(kind, weights[0].recurrent):
         return run_in_torch(kind, inputs, initial, weights, dropout)
     path = run_layers(kind, inputs, initial, weights, dropout)

@@ -95,14 +95,14 @@ class RandomTruncation(Truncation):
             TypeError: ``lag`` is no int.
             ValueError: it is below 0.
 
-        >>> RandomTruncation(4).survival(2)                            # (3/4)^2
+        >>> round(RandomTruncation(4).survival(2), 4)                  # (3/4)^2
         0.5625
         >>> round(RandomTruncation(16, tail="polynomial").survival(160), 4)      # ten mean lengths
         0.0026
         """
         whole_number("RandomTruncation.survival", "lag", lag, least=0)
         if self.tail == "geometric":
-            return (1.0 - 1.0 / self.mean_length) ** lag
+            return math.exp(lag * math.log1p(-1.0 / self.mean_length))  # 1 - c would round where c is small
         base, alpha = (self.alpha - 1.0) * self.mean_length, self.alpha
         head = min(lag, 4096)
         log = sum(math.log1p(-alpha / (base + i)) for i in range(1, head + 1))

@@ -101,7 +101,6 @@ class PES(Mode):
 
     name = "pes"
     exact = False
-    online = True
     walks = True
     random = True
 
@@ -121,6 +120,11 @@ class PES(Mode):
                 "PES: analytic splits the noise of the current unroll from that of before, and with reuse_noise there "
                 "is one noise for all; leave one of them out"
             )
+
+    @property
+    def online(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether it needs no more than one step at a time: ``analytic`` walks back over each unroll."""
+        return self.unroll == 1 or not self.analytic
 
     @property
     def row(self) -> str:

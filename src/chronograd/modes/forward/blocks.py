@@ -98,12 +98,11 @@ class BlockWalk:
             walks = _walks_back(self.stack, block.layers[: top + 1], block.edges)
             phi = torch.cat([walk.phi for walk in walks], 2) if self.influence is not None else None
             for name, part in made.items():
-                here = part[:, mine].flatten(2)
+                here = part[:, mine].flatten(2)  # a view
                 if phi is None or self.influence is None:
                     here.zero_()
                 else:
                     torch.bmm(phi, self.influence[name][:, : (top + 1) * size].flatten(2), out=here)
-                    part[:, mine] = here.view_as(part[:, mine])
             for number, walk in enumerate(walks):
                 for entry in self.stack.entries[number]:
                     if number == top and len(walk.product) == 1:

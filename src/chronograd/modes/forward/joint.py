@@ -7,7 +7,8 @@ influence of the step before, and what it owes to parameters directly is plain a
     M_t = xi_t J_t M_{t-1} + I_t          dl_t/dw = q_t M_t + xi_t r_t M_{t-1} + (dl_t/dw with states fixed)
 
 Rows go each their own way: those that start anew take the step from ``state=None`` with no influence before it, frozen
-rows keep state and influence.
+rows keep state and influence. A parameter may reach the state for the first time at any step (Python's branches on a
+counter or on data): the graph of every step is looked through for those that are not known yet.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from chronograd.carry import Piece
 from chronograd.kernels import Edges
@@ -27,7 +29,7 @@ from chronograd.modes.replay import device_of
 from chronograd.recurrence.states import as_leaves, detach, flows, leaves, tree_map
 
 from .linearize import Linearizer, flat_state
-from .onward import Onward, Parameters, check_shapes, reaching, refuse_bytes, refuse_draws
+from .onward import Onward, Parameters, begins_at, check_shapes, reaching, refuse_bytes, refuse_draws
 
 __all__ = ["JointWalk", "Rule", "Step"]
 
@@ -79,7 +81,7 @@ class Rule(Protocol):
     """How an influence is carried along, and what it says about a gradient."""
 
     def look(self, linearize: Linearizer, inputs: Any, state: Any) -> None:
-        """Look at the model where a stream begins."""
+        """Look at the model where a stream begins, and again where it meets parameters that are new."""
         ...
 
     def section(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ class Rule(Protocol):
         ...
 
     def shapes(self, units: int, parameters: int) -> dict[str, tuple[int, ...]]:
-        """What it keeps for each row."""
+        """What it keeps for each row; parameters last, where there are any."""
         ...
 
     def advance(self, influence: Influence, step: Step) -> Influence:
@@ -108,12 +110,36 @@ class JointWalk:
     def __init__(self, mode: Any, rule: Rule, onward: Onward, section: dict[str, Any]) -> None:
         self.mode, self.rule, self.onward = mode, rule, onward
         refuse_draws(mode, onward.recurrence)
-        self.parameters = Parameters(reaching(onward))
-        self.linearize = Linearizer(onward.recurrence, self.parameters)
         self.influence: Influence | None = section.get("influence")
+        self._take(reaching(onward) if self.influence is None else self._named(section["names"]))
 
     def section(self) -> dict[str, Any]:
-        return {} if self.influence is None else {"influence": self.influence, **self.rule.section()}
+        if not self.influence:
+            return {}
+        return {"influence": self.influence, "names": list(self.parameters.values), **self.rule.section()}
+
+    def _take(self, values: dict[str, Tensor]) -> None:
+        """Take these to be the parameters that reach the next state."""
+        self.parameters = Parameters(values)
+        self.linearize = Linearizer(self.onward.recurrence, self.parameters)
+        self._others = {id(x): name for name, x in self.onward.tally.parameters.items() if name not in values}
+
+    def _named(self, names: list[str]) -> dict[str, Tensor]:
+        trained = self.onward.tally.parameters
+        if gone := [name for name in names if name not in trained]:
+            raise ValueError(
+                f"the carry holds the influence of {', '.join(gone)} under mode {self.mode}, which this model does not "
+                "train: give each model the carry that its own calls returned, and carry.cut() after freezing"
+            )
+        return {name: trained[name] for name in names}
+
+    def _meet(self, made: list[Tensor]) -> bool:
+        """Take in the parameters that reach a state for the first time; whether there are any."""
+        new = begins_at(made) & self._others.keys() if self._others else set()
+        if new:
+            names = [name for number, name in self._others.items() if number in new]
+            self._take({**self.parameters.values, **self._named(names)})
+        return bool(new)
 
     def through(self, piece: Piece, state: Any, losses: Losses, position: int) -> Any:
         """Take the steps of a piece one by one."""
@@ -128,18 +154,16 @@ class JointWalk:
         ]
         frozen = torch.empty(0) if piece.valid is None or state is None else (~piece.valid[t]).nonzero().flatten()
         if len(frozen):
-            assert self.influence is not None
-            held = {name: part[frozen.to(part.device)] for name, part in self.influence.items()}
-            parts.append((frozen, self._of(state, frozen), held))
+            parts.append((frozen, self._of(state, frozen), self._held(frozen)))
         if len(parts) == 1:
             _, state, self.influence = parts[0]
             return state
         order = torch.cat([rows for rows, _, _ in parts]).argsort()
         dims = self.onward.recurrence.dims
         state = dims.take(dims.join([made for _, made, _ in parts]), order)
+        helds = [self._widened(held) if held else self._held(rows) for rows, _, held in parts]
         self.influence = {
-            name: torch.cat([held[name] for _, _, held in parts])[order.to(part.device)]
-            for name, part in parts[0][2].items()
+            name: torch.cat([held[name] for held in helds])[order.to(part.device)] for name, part in helds[0].items()
         }
         return state
 
@@ -150,23 +174,27 @@ class JointWalk:
         self, piece: Piece, t: int, state: Any, losses: Losses, rows: Tensor, position: int
     ) -> tuple[Any, Influence]:
         """One step of some rows: their state and influence after it."""
-        recurrence, parameters = self.onward.recurrence, self.parameters
+        recurrence = self.onward.recurrence
         every = len(rows) == piece.rows
         inputs = tree_map(lambda x: x[t : t + 1] if every else x[t : t + 1, rows.to(x.device)], piece.inputs)
         at = (slice(t, t + 1),) if every else (slice(t, t + 1), rows)
         before = as_leaves(detach(state)) if state is not None else None
         given = [leaf for leaf in leaves(before) if flows(leaf)]
         outputs, after, own = recurrence.run_step(inputs, before, Edges())
+        new = self._meet(own)
+        parameters = self.parameters
         cotangent = _Cut(own)
         loss = losses[at if len(at) > 1 else at[0]].sum(outputs)
         direct = self.onward.tally.add(loss, self.onward.scale, (), given)
         del outputs, loss
         after = detach(after)
+        if not parameters.values:  # nothing that is trained reaches a state
+            return after, {}
         gates = None if before is None else piece.gates[t, rows].to(device_of(piece))
-        fresh, units = self.influence is None, flat_state(leaves(after), recurrence.dims.dims)
-        self._make(units)
-        if fresh:
-            self.rule.look(self.linearize, inputs, after)
+        new, units = new or self.influence is None, flat_state(leaves(after), recurrence.dims.dims)
+        self._make(units, new)
+        if new:
+            self.rule.look(self.linearize, inputs, after if before is None else detach(before))
         held = self._held(rows, begins=before is None)
         if gates is not None and any(part is not None for part in direct):
             parts = [torch.zeros_like(x) if part is None else part for x, part in zip(given, direct)]
@@ -179,21 +207,27 @@ class JointWalk:
             self.onward.tally.add_found(parameters.split(self.rule.pull(q.to(units), held)))
         return after, held
 
-    def _make(self, like: Tensor) -> None:
-        """Zeros where nothing is known of the past; ``like`` (R, S) is a state."""
+    def _make(self, like: Tensor, new: bool) -> None:
+        """Zeros where nothing is known of the past, or parameters are ``new``; ``like`` (R, S) is a state."""
         rows = len(self.onward.rows)
-        shapes = self.rule.shapes(like.shape[1], self.parameters.size)
-        if self.influence is None:
+        self._shapes = shapes = self.rule.shapes(like.shape[1], self.parameters.size)
+        if new:
             wanted = rows * sum(map(math.prod, shapes.values())) * like.element_size()
             what = f"{rows} rows, {like.shape[1]} numbers of state, {self.parameters.size} parameters"
             refuse_bytes(self.mode, wanted, self.mode.limit, what, self.mode.instead)
-            self.influence = {name: like.new_zeros(rows, *shape) for name, shape in shapes.items()}
+            held = self.influence or {name: like.new_zeros(rows, *shape) for name, shape in shapes.items()}
+            self.influence = self._widened(held)
+        assert self.influence is not None
         check_shapes(self.mode, self.influence, {name: (rows, *shape) for name, shape in shapes.items()})
 
-    def _held(self, rows: Tensor, begins: bool) -> Influence:
+    def _widened(self, held: Influence) -> Influence:
+        """With zeros for parameters that were not known when it was made."""
+        missing = {name: self._shapes[name][-1] - part.shape[-1] for name, part in held.items()}
+        return {name: pad(part, (0, missing[name])) if missing[name] > 0 else part for name, part in held.items()}
+
+    def _held(self, rows: Tensor, begins: bool = False) -> Influence:
         """The influence of some rows before a step; zeros where they begin."""
-        assert self.influence is not None
-        held = {name: part[rows.to(part.device)] for name, part in self.influence.items()}
+        held = {name: part[rows.to(part.device)] for name, part in (self.influence or {}).items()}
         return {name: torch.zeros_like(part) for name, part in held.items()} if begins else held
 
 

@@ -175,6 +175,11 @@ def watched(recurrence: Recurrence, stack: Stack, inputs: Any, state: Any, edges
     watch = _Watch(cut)
     outputs, final = recurrence.watch(inputs, state, edges, watch)
     (call,) = watch.calls
+    if call.inputs.requires_grad:
+        raise ValueError(
+            "parameters stand before the recurrent layers here that did not at the first step, so their influence is "
+            "not known; let all steps take the same way through the model, or use mode=cg.Reverse()"
+        )
     layers, x = [], call.inputs
     plain = torch.autocast(x.device.type, enabled=False) if x.device.type in ("cpu", "cuda") else nullcontext()
     with torch.no_grad(), plain:

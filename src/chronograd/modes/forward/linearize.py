@@ -6,7 +6,9 @@ what ``torch.func`` cannot follow (writing in place, Python's own branches on va
 from autograd.
 
 Cost: S ways back through one step for each row, and B S (S + P) numbers. Products with one vector a row, J a and v I,
-cost a step forward and one back, and B P numbers; where a step has no forward mode, J a takes J after all.
+cost a step forward and one or two back, and B P numbers. J a is the derivative of v J by v: forward mode would go on
+through what a model shuts off from gradients (``torch.no_grad``). Where a way back has no derivative, J a takes J after
+all.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, jacrev, vjp, vmap
 from torch.utils import _pytree as pytree
 
 from chronograd.kernels import Edges
@@ -56,7 +58,7 @@ class Linearizer:
         names = {id(value): name for name, value in recurrence.call.named_parameters()}
         self._names = [names[id(value)] for value in parameters.values.values()]
         self._by_loops = False
-        self._ways_along = [self._along_forward, self._along_matrix, self._along_by_loops]
+        self._ways_along = [self._along_at_once, self._along_matrix, self._along_by_loops]
         self._ways_against = [self._against_at_once, self._against_by_loops]
 
     def __call__(self, inputs: Tree, state: Tree) -> tuple[Tensor | None, Tensor]:
@@ -87,7 +89,7 @@ class Linearizer:
                     ways.pop(0)
             return ways[0](*given)
 
-    def _along_forward(self, inputs: Tree, state: Tree, tangent: Tensor) -> Tensor:
+    def _along_at_once(self, inputs: Tree, state: Tree, tangent: Tensor) -> Tensor:
         rows = _Rows(state, self.recurrence.dims)
         parameters, x, over_x, as_one = self._mapped(inputs)
 
@@ -95,7 +97,8 @@ class Linearizer:
             def step(numbers: Tensor) -> Tensor:
                 return self._step(parameters, as_one(x), rows.one(numbers, rest), Plain())[0]
 
-            return jvp(step, (numbers,), (tangent,))[1]
+            after, back = vjp(step, numbers)
+            return vjp(lambda v: back(v)[0], torch.zeros_like(after))[1](tangent)[0]
 
         return vmap(along, in_dims=(0, 0, over_x, rows.rest_dims))(rows.numbers, tangent, x, rows.rest)
 

@@ -24,6 +24,7 @@ __all__ = [
     "Onward",
     "Parameters",
     "Walk",
+    "begins_at",
     "check_shapes",
     "reaching",
     "refuse_bytes",
@@ -118,6 +119,26 @@ def reaching(onward: Onward) -> dict[str, Tensor]:
             return {}
         found = torch.autograd.grad(sums, list(named.values()), allow_unused=True)
     return {name: named[name] for name, grad in zip(named, found) if grad is not None}
+
+
+def begins_at(tensors: list[Tensor]) -> set[int]:
+    """The ids of the leaves that a graph begins at.
+
+    >>> w, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    >>> begins_at([(w * 2).exp()]) == {id(w)}
+    True
+    """
+    found = {id(x) for x in tensors if x.grad_fn is None and x.requires_grad}
+    nodes = [x.grad_fn for x in tensors if x.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(id(leaf))
+        new = {other for other, _ in node.next_functions if other is not None} - seen
+        seen |= new
+        nodes.extend(new)
+    return found
 
 
 def refuse_draws(mode: Any, recurrence: Recurrence) -> None:

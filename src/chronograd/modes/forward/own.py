@@ -109,6 +109,7 @@ class _Engine:
     def __init__(self, walk: OwnWalk) -> None:
         self.walk = walk
         self.seen: list[Units] = []
+        self._bytes = 0  # of all layers so far
 
     def layers(
         self,
@@ -148,9 +149,10 @@ class _Engine:
         if known is not None:
             check_shapes(self.walk.mode, known, expected)
         else:
-            wanted = sum(torch.Size(shape).numel() for shape in expected.values()) * weight.element_size()
+            self._bytes += sum(torch.Size(shape).numel() for shape in expected.values()) * weight.element_size()
             what = f"{inputs.shape[1]} rows, {parts} for each weight of a {kind} layer of {weight.shape[-1]} units"
-            refuse_bytes(self.walk.mode, wanted, self.walk.mode.limit, what, "mode=cg.Reverse()")
+            what += f" and the {len(self.seen)} layers before it" if self.seen else ""
+            refuse_bytes(self.walk.mode, self._bytes, self.walk.mode.limit, what, "mode=cg.Reverse()")
         with torch.autocast(inputs.device.type, enabled=False):
             x, *states = (part.to(weight.dtype) for part in (inputs, *initial, *(fresh or ())))
             units = _units(plan, x, weights, tuple(states))

@@ -1,4 +1,4 @@
-"""Built-in layers as plain operations of torch, which every transform of ``torch.func`` follows, forward mode too.
+"""Built-in layers as plain operations of torch, which every transform of ``torch.func`` follows, twice too.
 
 For single steps: kernels are faster over many. Kinds that are not known here run as they do otherwise.
 """

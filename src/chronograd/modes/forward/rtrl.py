@@ -46,7 +46,8 @@ class RTRL(Forward):
 
     Raises:
         ValueError: here, for a limit that is no positive whole number. In the call, in one line: where the influence
-            would take more than ``limit``; for models that draw random numbers; for windows that overlap.
+            would take more than ``limit``; for models that draw random numbers; for windows that overlap; where what
+            stands before layers is trained on some steps only.
 
     >>> import torch, chronograd as cg
     >>> _ = torch.manual_seed(0)

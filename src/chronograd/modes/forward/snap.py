@@ -77,6 +77,10 @@ class SnAp(Forward):
         text = super().spec()
         return text if self.n > 1 else text.replace("snap:", "snap:1,", 1) if ":" in text else "snap:1"
 
+    @property
+    def past(self) -> str:
+        return f"{self.name}:{self.n}"
+
     def walk(self, onward: Any, section: dict[str, Any]) -> Any:
         from .joint import JointWalk
         from .layer import dense, made_of_layers
@@ -100,9 +104,7 @@ class _Pattern:
         self.n, self.pattern = n, pattern
 
     def look(self, linearize: Linearizer, inputs: Any, state: Any) -> None:
-        """Read the pattern from the numbers at some states like ``state``."""
-        if self.pattern is not None:
-            return
+        """Read the pattern from the numbers at some states like ``state``; what is known of it stays."""
         import torch
 
         from chronograd.recurrence.states import flows, tree_map
@@ -115,9 +117,12 @@ class _Pattern:
         looks = [linearize(inputs, state), *(linearize(inputs, tree_map(other, state)) for _ in range(LOOKS))]
         reached = torch.stack([(by_s != 0).any(0) for by_s, _ in looks if by_s is not None]).any(0)
         arrived = torch.stack([(by_w != 0).any(0) for _, by_w in looks]).any(0)
-        self.pattern = arrived
+        pattern = arrived
         for _ in range(self.n - 1):
-            self.pattern = arrived | ((reached.float() @ self.pattern.float()) != 0)
+            pattern = arrived | ((reached.float() @ pattern.float()) != 0)
+        if self.pattern is not None:
+            pattern[:, : self.pattern.shape[1]] |= self.pattern
+        self.pattern = pattern
 
     def section(self) -> dict[str, Any]:
         return {} if self.pattern is None else {"pattern": self.pattern}

@@ -44,9 +44,9 @@ class UORO(Forward):
     When not to use it: where sequences can be walked back (``Reverse()``), where a layer of tanh units takes
     ``KFRTRL()``, whose variance does not grow so, or a small bias is no harm (``SnAp(1)``, ``Chunks(k)``).
 
-    Known gaps: rank one only, no optimal combination of several products (Benzing et al. 2019). A step without a
-    forward mode in ``torch.func`` takes the whole J_t, S ways back. After an optimizer's step A and B are those of the
-    old parameters. Models that draw random numbers are refused.
+    Known gaps: rank one only, no optimal combination of several products (Benzing et al. 2019). A step whose way back
+    has no derivative in ``torch.func`` takes the whole J_t, S ways back. After an optimizer's step A and B are those of
+    the old parameters. Models that draw random numbers are refused.
 
     Args:
         limit: bytes that A and B may take.
