@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["ISAS", "NOT_BUILT", "Decay", "Layer", "Own", "OwnCell", "find", "isas", "library", "load", "turned_off"]
+__all__ = ["ISAS", "NOT_BUILT", "Layer", "Own", "OwnCell", "find", "isas", "library", "load", "turned_off"]
 
 ISAS = ("plain", "avx2", "avx512")
 """Instruction sets by number."""
@@ -63,15 +63,6 @@ class OwnCell(ctypes.Structure):
     ]
 
 
-class Decay(ctypes.Structure):
-    """``Decay`` of ``native/own.c``."""
-
-    _fields_ = [
-        *((name, _INTEGER) for name in ("real", "steps", "rows", "size")),
-        *((name, _POINTER) for name in ("weight", "met", "out")),
-    ]
-
-
 def find() -> Path | None:
     """Where the library lies: ``CHRONOGRAD_NATIVE`` (a path; empty for none), else beside its sources."""
     given = os.environ.get("CHRONOGRAD_NATIVE")
@@ -97,7 +88,6 @@ def load(path: Path) -> ctypes.CDLL:
         "back": (None, (layer,)),
         "own": (None, (ctypes.POINTER(Own), _INTEGER)),
         "own_cell": (None, (ctypes.POINTER(OwnCell), _INTEGER)),
-        "decay": (None, (ctypes.POINTER(Decay), _INTEGER)),
         "apply": (None, (_INTEGER, _INTEGER, _INTEGER, _INTEGER, _POINTER, _POINTER)),
     }
     for name, (result, arguments) in signatures.items():

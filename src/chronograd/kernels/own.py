@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .library import Decay, Own, OwnCell, library
+from .library import Own, OwnCell, library
 
-__all__ = ["LEAST", "decay_sum", "own_back", "own_cell_back"]
+__all__ = ["LEAST", "own_back", "own_cell_back"]
 
 LEAST = 1e-3  # times eps: what weighs less beside 1 is forgotten
 SIMPLE = {"tanh": 0, "relu": 1, "linear": 2}  # by the numbers of native/kernels.h
@@ -100,24 +100,6 @@ def own_cell_back(
     call = OwnCell(REALS[path.dtype], SIMPLE[kind], steps, rows, size, *at, LEAST * torch.finfo(path.dtype).eps)
     native.chronograd_own_cell(ctypes.byref(call), torch.get_num_threads())
     return product, flow, int(first.min())
-
-
-def decay_sum(weight: Tensor, met: Tensor, before: Tensor | None = None) -> Tensor:
-    """sum over t of weight^(T - 1 - t) met_t, unit by unit: (H,) and (T, B, H) give (B, H); ``before`` (B, H) is what
-    was met one step before the first.
-
-    >>> decay_sum(torch.tensor([0.5]), torch.ones(2, 1, 1), torch.ones(1, 1))
-    tensor([[1.7500]])
-    """
-    out = met.new_zeros(met.shape[1:]) if before is None else before.clone(memory_format=torch.contiguous_format)
-    native = library() if _alike([weight, met, out]) and not met.is_complex() else None
-    if native is not None:
-        call = Decay(REALS[met.dtype], *met.shape, weight.data_ptr(), met.data_ptr(), out.data_ptr())
-        native.chronograd_decay(ctypes.byref(call), torch.get_num_threads())
-        return out
-    for here in met:
-        out = out * weight + here
-    return out
 
 
 def _alike(tensors: Sequence[Tensor]) -> bool:

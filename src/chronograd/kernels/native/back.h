@@ -101,10 +101,32 @@ static INLINE Vec NAME(by_own)(const int kind, const Job *job, const REAL *produ
     return through;
 }
 
+/* The same where each unit's own weights alone pass on what flows: no two units meet. */
+static INLINE void NAME(own_loop)(const int kind, const Job *given, const Share *s, const Layout *l) {
+    const Job same = *given, *job = &same; /* a constant of its own, which no store can be thought to change */
+    const int64_t first = s->panel * l->units, last = s->panels * l->units < job->size ? s->panels * l->units : job->size;
+    for (int64_t t = job->steps; t >= 0; t--)
+        for (int64_t b = s->row; b < s->rows; b++) {
+            const REAL *product = (const REAL *)job->product + (t * job->rows + b) * job->product_stride;
+            for (int64_t unit = first; unit < last; unit += LANES) {
+                const int some = some_of(last - unit);
+                if (t < job->steps)
+                    NAME(back_edge)(kind, job, t, b, unit, some, NAME(by_own)(kind, job, product, unit, some));
+                else
+                    NAME(back_point)(kind, job, t - 1, b, unit, some, GET(job->flow[0], b * job->size + unit),
+                                     kind == KIND_LSTM ? GET(job->flow[1], b * job->size + unit) : (Vec){0});
+            }
+        }
+}
+
 static INLINE void NAME(back_loop)(const int kind, const Job *job, int id, int team) {
     const Layout l = NAME(layout)(job, WAY_BACK);
     const int by_units = (int)job->plan.by_units;
     Share s = NAME(share)(job, &l, by_units, id, team);
+    if (job->own) {
+        NAME(own_loop)(kind, job, &s, &l);
+        return;
+    }
     const int64_t stride = job->product_stride;
     Vec tile[TALLEST * 4];
     const REAL *rows[TALLEST];
@@ -119,22 +141,21 @@ static INLINE void NAME(back_loop)(const int kind, const Job *job, int id, int t
                 if (t < job->steps) {
                     const REAL *product = (const REAL *)job->product + (t * job->rows + b) * stride;
                     for (int m = 0; m < height; m++) rows[m] = product + m * stride;
-                    if (!job->own) NAME(tilers)[width][height](l.depth, rows, weight, tile);
+                    NAME(tilers)[width][height](l.depth, rows, weight, tile);
                 }
                 for (int m = 0; m < height; m++)
                     for (int n = 0; n < width; n++) {
                         const int64_t unit = panel * l.units + n * LANES, flow = (b + m) * job->size + unit;
                         const int some = some_of(job->size - unit);
                         if (t < job->steps)
-                            NAME(back_edge)(kind, job, t, b + m, unit, some,
-                                            job->own ? NAME(by_own)(kind, job, rows[m], unit, some) : tile[m * width + n]);
+                            NAME(back_edge)(kind, job, t, b + m, unit, some, tile[m * width + n]);
                         else
                             NAME(back_point)(kind, job, t - 1, b + m, unit, some, GET(job->flow[0], flow),
                                              kind == KIND_LSTM ? GET(job->flow[1], flow) : (Vec){0});
                     }
             }
         }
-        if (by_units && !job->own && t > 0 && team > 1 && chronograd_meet_or_part(id, team)) {
+        if (by_units && t > 0 && team > 1 && chronograd_meet_or_part(id, team)) {
             if (id) return;
             s = NAME(share)(job, &l, by_units, 0, team = 1);
         }

@@ -185,7 +185,6 @@ EXPORT void chronograd_forward(const Layer *layer);
 EXPORT void chronograd_back(const Layer *layer);
 EXPORT void chronograd_own(const void *own, int64_t threads); /* own.c says of what */
 EXPORT void chronograd_own_cell(const void *own, int64_t threads);
-EXPORT void chronograd_decay(const void *decay, int64_t threads);
 EXPORT void chronograd_apply(int64_t isa, int64_t real, int64_t function, int64_t count, const void *in, void *out);
 
 #endif

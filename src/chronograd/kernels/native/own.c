@@ -130,34 +130,3 @@ void chronograd_own_cell(const void *given, int64_t threads) {
     const OwnCell *w = given;
     chronograd_team(threads < w->rows ? threads : w->rows, work_cell, (void *)w);
 }
-
-/* Sums over time by powers of each unit's own weight, step by step: out = weight * out + met. */
-typedef struct {
-    int64_t real, steps, rows, size;
-    const void *weight; /* (H,) */
-    const void *met;    /* (T, B, H) */
-    void *out;          /* (B, H): in, the sum so far */
-} Decay;
-
-#define DECAY(NAME, REAL)                                                                                            \
-    static void NAME(const Decay *w, int64_t row) {                                                                  \
-        const REAL *restrict weight = w->weight;                                                                     \
-        REAL *restrict out = (REAL *)w->out + row * w->size;                                                         \
-        for (int64_t t = 0; t < w->steps; t++) {                                                                     \
-            const REAL *restrict met = (const REAL *)w->met + (t * w->rows + row) * w->size;                         \
-            for (int64_t i = 0; i < w->size; i++) out[i] = out[i] * weight[i] + met[i];                              \
-        }                                                                                                            \
-    }
-
-DECAY(decay_float, float)
-DECAY(decay_double, double)
-
-static void work_decay(void *argument, int id, int team) {
-    const Decay *w = argument;
-    for (int64_t row = id; row < w->rows; row += team) (w->real == REAL_DOUBLE ? decay_double : decay_float)(w, row);
-}
-
-void chronograd_decay(const void *given, int64_t threads) {
-    const Decay *w = given;
-    chronograd_team(threads < w->rows ? threads : w->rows, work_decay, (void *)w);
-}

@@ -3,22 +3,36 @@ weight met, by powers of its unit's decay::
 
     e_T = sum over t of lambda^(T - t) met_t
 
-For all rows this is one matrix product with the table of powers. A unit forgets: powers below rounding are left out, so
-units are taken in groups that look back over 64, 256, 1024, ... steps.
+For all rows this is one matrix product with the table of powers. What lambda meets is the state before, a sum of powers
+itself, so the states are not needed: with the drive u_t = W x_t + b,
+
+    dh_T/dlambda = sum over t of (T - t) lambda^(T - t - 1) u_t + T lambda^(T - 1) h_0
+
+A unit forgets: powers below rounding are left out, so units are taken in groups that look back over 64, 128, 256, ...
+steps.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from chronograd.kernels.own import LEAST, decay_sum
+from chronograd.kernels.own import LEAST
 
-__all__ = ["decayed", "power", "powers", "remembered"]
+__all__ = ["Decayed", "decayed", "power", "powers", "remembered"]
 
-FEW, MORE = 64, 4  # steps of the first group of units, and how many times as many each next one has
+FEW, MORE = 64, 2  # steps of the first group of units, and how many times as many each next one has
+
+
+class Decayed(NamedTuple):
+    """Influence on the last state: of the inputs' weights (B, H, d), of the decays (B, H), of any bias (H,)."""
+
+    drive: Tensor
+    decay: Tensor
+    one: Tensor
 
 
 def powers(decay: Tensor, count: int) -> Tensor:
@@ -59,24 +73,23 @@ def remembered(decay: Tensor, steps: int) -> Tensor:
     return back.clamp(1, steps).to(torch.int64)
 
 
-def decayed(decay: Tensor, x: Tensor, initial: Tensor, path: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums over all steps, with what the weights meet.
+def decayed(decay: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor) -> Decayed:
+    """The sums over T steps of h = decay h + weight x + bias.
 
     Args:
         decay: (H,), each unit's own weight.
-        x: (T, B, d), what the inputs' weights meet.
-        initial: (B, H), and ``path`` (T, B, H), the states before the first and after every step: a decay meets the one
-            before.
+        x: (T, B, d).
+        weight: (H, d), and ``bias`` (H,) or None.
+        initial: (B, H), the state before the first step.
 
-    Returns:
-        Of the inputs' weights (B, H, d), of the decays (B, H), and of biases, which meet 1, (H,).
-
-    >>> decayed(torch.tensor([0.5]), torch.ones(2, 1, 1), torch.zeros(1, 1), torch.tensor([1.0, 1.5]).view(2, 1, 1))
-    (tensor([[[1.5000]]]), tensor([[1.]]), tensor([1.5000]))
+    >>> half, one = torch.tensor([0.5]), torch.ones(1, 1)
+    >>> decayed(half, torch.ones(2, 1, 1), one, None, torch.zeros(1, 1))  # h is 1, then 1.5
+    Decayed(drive=tensor([[[1.5000]]]), decay=tensor([[1.]]), one=tensor([1.5000]))
     """
     steps, rows, features = x.shape
     back = remembered(decay, steps)
-    of_x, of_one = x.new_empty(rows, len(decay), features), torch.empty_like(decay)
+    of_x, met = (x.new_empty(rows, len(decay), features) for _ in range(2))
+    of_one, of_bias = torch.empty_like(decay), torch.empty_like(decay)
     low, high = 0, FEW
     while low < steps:
         here = ((back > low) & (back <= high)).nonzero().flatten()
@@ -84,10 +97,13 @@ def decayed(decay: Tensor, x: Tensor, initial: Tensor, path: Tensor) -> tuple[Te
         if not len(here):
             continue
         count = min(low, steps)
-        table = powers(decay[here], count).flip(0)
-        made = table.mT @ x[steps - count :].flatten(1)
-        of_x[:, here] = made.unflatten(1, (rows, features)).transpose(0, 1)
-        of_one[here] = table.sum(0)
-    first = steps - int(back.max())
-    met = (path[:-1], initial) if first == 0 else (path[first - 1 : -1],)
-    return of_x, decay_sum(decay, *met), of_one
+        table = powers(decay[here], count)
+        slope = torch.zeros_like(table)
+        slope[1:] = table[:-1] * torch.arange(1, count, dtype=x.real.dtype, device=x.device).unsqueeze(1)
+        both = torch.cat([table, slope], 1).flip(0).mT @ x[steps - count :].flatten(1)
+        of_x[:, here], met[:, here] = both.view(2, len(here), rows, features).transpose(1, 2).unbind()
+        of_one[here], of_bias[here] = table.sum(0), slope.sum(0)
+    of_decay = (met * weight).sum(-1)
+    if bias is not None:
+        of_decay = of_decay + of_bias * bias
+    return Decayed(of_x, of_decay + initial * (steps * power(decay, steps - 1)), of_one)

@@ -310,7 +310,9 @@ class Units:
         """Of a diagonal recurrence without edges."""
         weights, decay, steps = self.weights, self.weights.recurrent.conj(), len(self.x)
         x = self.x.to(decay.dtype).conj()
-        of_x, of_decay, of_one = decayed(decay, x, self.initial[0].conj(), self.path[0].conj())
+        biases = [bias for bias in (weights.input_bias, weights.recurrent_bias) if bias is not None]
+        bias = sum(biases[1:], biases[0]).conj() if biases else None
+        of_x, of_decay, of_one = decayed(decay, x, weights.input.conj(), bias, self.initial[0].conj())
         ones = of_one.expand(len(of_decay), -1).unsqueeze(-1)
         sides = {"product": (of_decay.unsqueeze(-1), weights.recurrent_bias), "drive": (of_x, weights.input_bias)}
         found = {
