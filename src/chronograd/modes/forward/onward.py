@@ -4,7 +4,8 @@ knows of the past.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,17 @@ from chronograd.recurrence.contract import check_pair
 from chronograd.recurrence.quiet import keep_buffers, keep_random
 from chronograd.recurrence.states import detach, leaves
 
-__all__ = ["Onward", "Parameters", "Walk", "begins_at", "check_shapes", "reaching", "refuse_bytes", "refuse_draws"]
+__all__ = [
+    "Onward",
+    "Parameters",
+    "Walk",
+    "begins_at",
+    "by_hand",
+    "check_shapes",
+    "reaching",
+    "refuse_bytes",
+    "refuse_draws",
+]
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,14 @@ def reaching(onward: Onward) -> dict[str, Tensor]:
             return {}
         found = torch.autograd.grad(sums, list(named.values()), allow_unused=True)
     return {name: named[name] for name, grad in zip(named, found) if grad is not None}
+
+
+@contextmanager
+def by_hand(device: torch.device) -> Iterator[None]:
+    """What is computed without a graph, and in the precision of the numbers themselves: autocast is for models."""
+    available = torch.amp.is_autocast_available(device.type)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False) if available else nullcontext():
+        yield
 
 
 def begins_at(tensors: list[Tensor]) -> set[int]:
