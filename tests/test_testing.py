@@ -61,3 +61,8 @@ def test_a_carry_that_forgets_is_seen(monkeypatch):
     monkeypatch.setattr(cg.Carry, "state_dict", lambda carry: forget(carry.cut()))
     with pytest.raises(AssertionError, match="after step"):
         assert_resumable(nn.GRU(2, 3), squared, X, Y, truncation=cg.Chunks(5), chunk=2)
+
+
+@pytest.mark.parametrize("mode", [cg.RTRL(), cg.SnAp(1), cg.UORO(), cg.PES(2, 0.1, 3)], ids=str)
+def test_streams_of_modes_that_walk_forward_are_resumable(mode):
+    assert_resumable(cg.GRU(2, 2), squared, X, torch.zeros(8, 2, 2), mode=mode, chunk=3)

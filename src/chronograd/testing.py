@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .carry import Carry
 from .estimate import Gradient
 from .gradient import value_and_grad
+from .modes import Mode, Reverse
 from .recurrence.states import leaves, tree_map
 from .truncation import Full, Truncation
 
@@ -118,13 +119,14 @@ def assert_resumable(
     targets: Any,
     *,
     truncation: Truncation = Full(),  # noqa: B008
+    mode: Mode = Reverse(),  # noqa: B008
     chunk: int = 1,
     seed: int = 0,
 ) -> None:
     """A stream whose carry is written to bytes and read back after every call goes on as if nothing had happened.
 
     Args:
-        model, loss_fn, inputs, targets, truncation: as for ``value_and_grad``.
+        model, loss_fn, inputs, targets, truncation, mode: as for ``value_and_grad``.
         chunk: steps of a call.
 
     Raises:
@@ -140,9 +142,9 @@ def assert_resumable(
     for begin in range(0, steps, chunk):
         x, y = (tree_map(lambda z, b=begin: z[b : b + chunk], tree) for tree in (inputs, targets))
         generator = torch.get_rng_state()
-        one, plain = value_and_grad(model, loss_fn, x, y, plain, truncation=truncation)
+        one, plain = value_and_grad(model, loss_fn, x, y, plain, truncation=truncation, mode=mode)
         torch.set_rng_state(generator)
-        two, written = value_and_grad(model, loss_fn, x, y, _through_bytes(written), truncation=truncation)
+        two, written = value_and_grad(model, loss_fn, x, y, _through_bytes(written), truncation=truncation, mode=mode)
         same = torch.equal(one.loss, two.loss) and one.grads.keys() == two.grads.keys()
         same = same and all(torch.equal(one.grads[name], two.grads[name]) for name in one.grads)
         same = same and all(torch.equal(a, b) for a, b in zip(leaves(plain.state), leaves(written.state)))

@@ -62,6 +62,34 @@ def test_the_gradient_is_that_without_but_for_half_precision(name, mode, truncat
         assert_close(found.grads[key], grad, 0.1)
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "mode", [cg.RTRL(), cg.SnAp(1), cg.SnAp(2), cg.UORO(), cg.KFRTRL(), cg.PES(2, 0.1, 3)], ids=str
+)
+def test_influence_is_that_without_but_for_half_precision(name, mode):
+    if isinstance(mode, cg.KFRTRL):
+        model = {"tanh": cg.RNN(3, 8), "bare": nn.RNN(3, 8)}.get(name)
+        if model is None:
+            pytest.skip("no layer of tanh units alone")
+    else:
+        torch.manual_seed(0)
+        model = MODELS[name]()
+    x, found = torch.randn(9, 2, 3), {}
+    for low in (False, True):
+        carry, total = cg.Carry.start(2, seed=0), None
+        for part in x.split([1, 2, 6]):
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                grads, carry = cg.value_and_grad(model, loss_fn, part, None, carry, mode=mode)
+            total = grads if total is None else total + grads
+        found[low] = total
+        assert all(
+            leaf.dtype == torch.float32 for leaf in torch.utils._pytree.tree_leaves(carry.mode.get("influence", []))
+        )
+    for key, grad in found[False].grads.items():
+        assert found[True].grads[key].dtype == torch.float32
+        assert_close(found[True].grads[key], grad, 0.1)
+
+
 def test_inputs_in_half_precision():
     torch.manual_seed(0)
     model, x = Between(nn.GRU(3, 8)), torch.randn(60, 2, 3).bfloat16()

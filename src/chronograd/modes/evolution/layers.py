@@ -5,7 +5,7 @@ The compiled kernels take one set of weights a call, and torch has no rules to m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch._C._functorch import is_batchedtensor
 from torch.overrides import TorchFunctionMode
 
 from chronograd.kernels import Edges, run_projected
+from chronograd.modes.forward.plain import STEPS, run_plain
 from chronograd.recurrence.sequence import LayerWeights, Path, run_cell, run_layers
 
 __all__ = ["MappedCells", "MappedEngine"]
@@ -30,7 +31,8 @@ class MappedCells(TorchFunctionMode):
         x, hx, weight_ih, weight_hh, bias_ih, bias_hh = args
         kind = CELLS[func]
         drive = torch.nn.functional.linear(x, weight_ih, bias_ih)
-        after = STEPS[kind](drive, tuple(hx) if kind == "lstm" else (hx,), weight_hh, bias_hh)
+        state = tuple(hx) if kind == "lstm" else (hx,)
+        after = STEPS[kind](drive, torch.nn.functional.linear(state[0], weight_hh, bias_hh), state)
         return after if kind == "lstm" else after[0]
 
 
@@ -68,50 +70,11 @@ def _layer(
     """As ``kernels.run_projected``."""
     if not _mapped(weight) and not _mapped(weight_ih):
         return run_projected(kind, inputs, weight_ih, bias_ih, initial, weight, bias, edges, fresh)
-    step, path, state = STEPS[kind], [], initial
-    for drive in torch.nn.functional.linear(inputs, weight_ih, bias_ih).unbind(0):
-        state = step(drive, state, weight, bias)
-        path.append(state)
-    return tuple(torch.stack(parts) for parts in zip(*path))
+    return run_plain(kind, inputs, weight_ih, bias_ih, initial, weight, bias, edges, fresh)
 
 
 def _mapped(tensor: Tensor) -> bool:
     return is_batchedtensor(tensor)
 
 
-def _product(h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.nn.functional.linear(h, weight, bias)
-
-
-def _plain(function: Callable[[Tensor], Tensor]) -> Callable[..., State]:
-    return lambda drive, state, weight, bias: (function(drive + _product(state[0], weight, bias)),)
-
-
-def _diagonal(drive: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
-    new = drive + weight * state[0]
-    return (new if bias is None else new + bias,)
-
-
-def _gru(drive: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
-    product = _product(state[0], weight, bias)
-    (r, z, n), (hr, hz, hn) = drive.chunk(3, -1), product.chunk(3, -1)
-    z = torch.sigmoid(z + hz)
-    n = torch.tanh(n + torch.sigmoid(r + hr) * hn)
-    return (torch.lerp(n, state[0], z),)
-
-
-def _lstm(drive: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
-    i, f, g, o = (drive + _product(state[0], weight, bias)).chunk(4, -1)
-    c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
-
-
 CELLS = {torch.rnn_tanh_cell: "tanh", torch.rnn_relu_cell: "relu", torch.gru_cell: "gru", torch.lstm_cell: "lstm"}
-STEPS: dict[str, Callable[[Tensor, State, Any, Any], State]] = {
-    "tanh": _plain(torch.tanh),
-    "relu": _plain(torch.relu),
-    "linear": _plain(lambda x: x),
-    "diagonal": _diagonal,
-    "gru": _gru,
-    "lstm": _lstm,
-}

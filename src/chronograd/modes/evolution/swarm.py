@@ -64,7 +64,7 @@ class Swarm:
             noise: eps (N, P) of each pair.
             states: the tensors (2, N, ...) of the particles' states, those of + before those of -; None is the model's
                 initial state.
-            like: a state of the model, for its nesting and what it holds beside tensors.
+            like: a state before the steps, for its nesting and what it holds beside tensors.
             losses: of which each sum is wanted; in each some entry counts.
             bytes_each: what a particle takes while it runs, beside its parameters.
 

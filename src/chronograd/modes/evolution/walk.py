@@ -86,7 +86,7 @@ class EvolutionWalk:
         used = sum(leaf.nbytes for leaf in leaves(outputs)) + piece.steps * sum(leaf.nbytes for leaf in leaves(after))
         assert self._noise is not None
         sums, self.states = self.swarm.losses(
-            self._noise, self.states, after, piece, [part for _, part in counted], used
+            self._noise, self.states, state, piece, [part for _, part in counted], used
         )
         if counted:
             self._add(sums, [number for number, _ in counted], own)

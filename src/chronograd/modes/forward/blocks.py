@@ -23,7 +23,7 @@ from chronograd.modes.replay import device_of
 from chronograd.recurrence.states import as_leaves, detach, leaves
 
 from .layer import Block, Entry, Layer, Stack, watched
-from .onward import Onward, check_shapes, refuse_bytes, refuse_draws
+from .onward import Onward, by_hand, check_shapes, refuse_bytes, refuse_draws
 
 __all__ = ["BlockWalk"]
 
@@ -70,7 +70,7 @@ class BlockWalk:
         if self.influence is not None and any(part is not None for part in flow):
             parts = [torch.zeros_like(x) if part is None else part for x, part in zip(leaves(before), flow)]
             self.onward.tally.add_found(self._pull(parts))
-        with torch.no_grad():
+        with by_hand(block.made.device):
             self.influence = self._advance(block)
         return detach(block.final)
 

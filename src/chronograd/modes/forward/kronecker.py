@@ -19,7 +19,7 @@ from chronograd.recurrence.states import detach
 
 from .balance import balance, norms
 from .layer import Block, Stack, watched
-from .onward import Onward, check_shapes, refuse_bytes, refuse_draws
+from .onward import Onward, by_hand, check_shapes, refuse_bytes, refuse_draws
 
 __all__ = ["KroneckerWalk"]
 
@@ -58,7 +58,7 @@ class KroneckerWalk:
         edges = Edges(piece.gates, piece.reset, piece.valid).to(device_of(piece))
         block = watched(self.onward.recurrence, self.stack, piece.inputs, detach(state), edges, cut=True)
         (q,) = self.onward.tally.add(losses.sum(block.outputs), self.onward.scale, (), [block.made])
-        with torch.no_grad():
+        with by_hand(block.made.device):
             if self.parameters:
                 self._walk(block, q, position)
         return detach(block.final)

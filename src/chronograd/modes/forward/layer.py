@@ -7,7 +7,6 @@ Anything may stand behind the layers (readouts, norms, losses); before them only
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from chronograd.recurrence.gating import GatedForward
 from chronograd.recurrence.quiet import keep_buffers, keep_random
 from chronograd.recurrence.sequence import LayerWeights, Path, Sequential, run_layers
 
-from .onward import Onward
+from .onward import Onward, by_hand
 
 __all__ = ["Block", "Entry", "Stack", "cell_factors", "dense", "find_stack", "made_of_layers", "watched"]
 
@@ -181,8 +180,7 @@ def watched(recurrence: Recurrence, stack: Stack, inputs: Any, state: Any, edges
             "not known; let all steps take the same way through the model, or use mode=cg.Reverse()"
         )
     layers, x = [], call.inputs
-    plain = torch.autocast(x.device.type, enabled=False) if x.device.type in ("cpu", "cuda") else nullcontext()
-    with torch.no_grad(), plain:
+    with by_hand(x.device):
         for number, (weights, path) in enumerate(zip(call.weights, call.path.states)):
             given = tuple(part[number] for part in call.initial)
             fresh = () if call.fresh is None else tuple(part[number] for part in call.fresh)

@@ -97,7 +97,7 @@ class Linearizer:
             def step(numbers: Tensor) -> Tensor:
                 return self._step(parameters, as_one(x), rows.one(numbers, rest), Plain())[0]
 
-            after, back = vjp(step, numbers)
+            after, back = vjp(step, numbers)[:2]
             return vjp(lambda v: back(v)[0], torch.zeros_like(after))[1](tangent)[0]
 
         return vmap(along, in_dims=(0, 0, over_x, rows.rest_dims))(rows.numbers, tangent, x, rows.rest)

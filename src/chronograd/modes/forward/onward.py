@@ -5,7 +5,7 @@ knows of the past.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ __all__ = [
     "Parameters",
     "Walk",
     "begins_at",
+    "by_hand",
     "check_shapes",
     "reaching",
     "refuse_bytes",
@@ -119,6 +120,14 @@ def reaching(onward: Onward) -> dict[str, Tensor]:
             return {}
         found = torch.autograd.grad(sums, list(named.values()), allow_unused=True)
     return {name: named[name] for name, grad in zip(named, found) if grad is not None}
+
+
+@contextmanager
+def by_hand(device: torch.device) -> Iterator[None]:
+    """What is computed without a graph, and in the precision of the numbers themselves: autocast is for models."""
+    available = torch.amp.is_autocast_available(device.type)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False) if available else nullcontext():
+        yield
 
 
 def begins_at(tensors: list[Tensor]) -> set[int]:

@@ -35,7 +35,7 @@ from chronograd.modes.replay import device_of
 from chronograd.recurrence.sequence import LayerWeights, Path, run_layers
 from chronograd.recurrence.states import detach
 
-from .onward import Onward, check_shapes, refuse_bytes, refusing_draws
+from .onward import Onward, by_hand, check_shapes, refuse_bytes, refusing_draws
 from .units import Influence, Plan, Units, shapes
 
 __all__ = ["OwnWalk", "TotalWalk", "began"]
@@ -72,7 +72,7 @@ class OwnWalk:
         with refusing_draws(self.mode):
             outputs, final = onward.recurrence.watch(piece.inputs, detach(state), edges, engine)
         onward.tally.add(losses.sum(outputs), onward.scale)
-        with torch.no_grad():
+        with by_hand(device_of(piece)):
             self.influence = [units.influence(units.plan.known) for units in engine.seen]
         return detach(final)
 

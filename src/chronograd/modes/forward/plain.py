@@ -15,7 +15,7 @@ from chronograd.kernels import Edges
 from chronograd.kernels.cells import fold_biases
 from chronograd.recurrence.sequence import LayerWeights, Path, Sequential, run_layers
 
-__all__ = ["Plain"]
+__all__ = ["STEPS", "Plain", "run_plain"]
 
 State = tuple[Tensor, ...]
 
@@ -33,11 +33,11 @@ class Plain(Sequential):
         edges: Edges,
         fresh: State | None,
     ) -> Path:
-        run = _run if kind in _STEPS and edges.plain else None
+        run = run_plain if kind in STEPS and edges.plain else None
         return run_layers(kind, inputs, initial, weights, dropout, edges, fresh, **({"run": run} if run else {}))
 
 
-def _run(
+def run_plain(
     kind: str,
     inputs: Tensor,
     weight_ih: Tensor,
@@ -51,10 +51,16 @@ def _run(
     bias_ih, bias = fold_biases(kind, bias_ih, bias)
     state, path = initial, []
     for drive in linear(inputs, weight_ih, bias_ih).unbind(0):
-        product = weight * state[0] if kind == "diagonal" else linear(state[0], weight, bias)
-        state = _STEPS[kind](drive, product, state)
+        product = linear(state[0], weight, bias) if weight.dim() > 1 else weight * _repeated(state[0], weight)
+        state = STEPS[kind](drive, product, state)
         path.append(state)
     return tuple(torch.stack(parts) for parts in zip(*path))
+
+
+def _repeated(h: Tensor, weight: Tensor) -> Tensor:
+    """Once for each block of an element-wise layer's weight."""
+    blocks = weight.shape[0] // h.shape[-1]
+    return h if blocks == 1 else torch.cat([h] * blocks, -1)
 
 
 def _gru(drive: Tensor, product: Tensor, state: State) -> State:
@@ -64,17 +70,24 @@ def _gru(drive: Tensor, product: Tensor, state: State) -> State:
     return (n + z * (state[0] - n),)
 
 
+def _elstm(drive: Tensor, product: Tensor, state: State) -> State:
+    z, f = (drive + product).chunk(2, -1)
+    z, f = z.tanh(), f.sigmoid()
+    return (z + f * (state[0] - z),)
+
+
 def _lstm(drive: Tensor, product: Tensor, state: State) -> State:
     i, f, g, o = (drive + product).chunk(4, -1)
     c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 
 
-_STEPS: dict[str, Callable[[Tensor, Tensor, State], State]] = {
+STEPS: dict[str, Callable[[Tensor, Tensor, State], State]] = {
     "tanh": lambda drive, product, state: ((drive + product).tanh(),),
     "relu": lambda drive, product, state: ((drive + product).relu(),),
     "linear": lambda drive, product, state: (drive + product,),
     "diagonal": lambda drive, product, state: (drive + product,),
+    "elstm": _elstm,
     "gru": _gru,
     "lstm": _lstm,
 }

@@ -24,7 +24,7 @@ from chronograd.recurrence.states import detach
 
 from .balance import balance, norms
 from .layer import Block, Entry, Stack, watched
-from .onward import Onward, Parameters, check_shapes, refuse_bytes, refuse_draws
+from .onward import Onward, Parameters, by_hand, check_shapes, refuse_bytes, refuse_draws
 from .tangents import tangent
 
 __all__ = ["RankOneWalk"]
@@ -64,7 +64,7 @@ class RankOneWalk:
         edges = Edges(piece.gates, piece.reset, piece.valid).to(device_of(piece))
         block = watched(self.onward.recurrence, self.stack, piece.inputs, detach(state), edges, cut=True)
         (q,) = self.onward.tally.add(losses.sum(block.outputs), self.onward.scale, (), [block.made])
-        with torch.no_grad():
+        with by_hand(block.made.device):
             self._walk(block, q, position)
         return detach(block.final)
 

@@ -33,8 +33,9 @@ class SnAp(Forward):
     your own the pattern is read from the numbers of J and I at some states when a stream begins.
 
     Biased: credit that goes round through other units is lost. No variance. Exact where units do not feed each other
-    (one layer of ``cg.DiagonalRNN`` or ``cg.ELSTM``). Time for each step B P, memory B P numbers for n = 1; as ``RTRL``
-    for n >= 2 (known gap: zeros in the pattern are kept and multiplied all the same).
+    (one layer of ``cg.DiagonalRNN`` or ``cg.ELSTM``). Time for each step B P, memory B P numbers for n = 1 and layers;
+    as ``RTRL`` for n >= 2 and for cells of your own (known gap: zeros in the pattern are kept and multiplied all the
+    same).
 
     When not to use it: on dense nets with short memory, where ``Chunks(4)`` has less bias for the same money (measured
     in ``studies``); where a sequence can be walked back at all.
