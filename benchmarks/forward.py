@@ -132,23 +132,35 @@ def _cheap(rounds: int) -> str:
         ("`Reverse()`, RNN, for comparison", model, UNITS, cg.Reverse()),
     ]
 
-    def infer(model: nn.Module, x: Tensor) -> None:
+    def infer(model: Read, x: Tensor) -> None:
         with torch.no_grad():
             model(x)
+
+    def loss_alone(model: Read, outputs: Tensor) -> None:
+        losses = energy(model.readout(outputs), None)
+        torch.autograd.grad(losses.sum(), [outputs, *model.readout.parameters()])
 
     rows = []
     for name, model, units, mode in cases:
         for steps in LONG:
             stream = Stream(model, mode, steps, ROWS)
-            jobs = {"ours": stream.call, "pass": partial(infer, model, stream.inputs)}
-            took = medians(interleaved(jobs, rounds, at_least=1.0))
-            cells = f"{1e6 * took['ours'] / steps:.1f}", f"{took['ours'] / took['pass']:.2f}"
+            outputs = model.layer(stream.inputs)[0].detach().requires_grad_()
+            jobs = {
+                "ours": stream.call,
+                "pass": partial(infer, model, stream.inputs),
+                "loss": partial(loss_alone, model, outputs),
+            }
+            took = medians(interleaved(jobs, rounds, at_least=2.0))
+            whole, loss = took["ours"] / took["pass"], took["loss"] / took["pass"]
+            cells = f"{1e6 * took['ours'] / steps:.1f}", f"{whole:.2f}", f"{loss:.2f}", f"{whole - loss:.2f}"
             rows.append([name, str(units), str(steps), *cells])
     head = ["mode and layer", "units", "steps in a call", "microseconds a step", "ours / forward pass"]
+    head += ["readout's and loss's own gradient / forward pass", "difference"]
     return (
         f"The cheap ones on a layer and a readout of one number, whose square is the loss; {ROWS} rows, {FEATURES} "
-        "features; against the same model's forward pass without gradients, in our kernels. A call takes about a "
-        f"millisecond whatever it computes, which short calls show.\n\n{markdown(head, rows)}"
+        "features; against the same model's forward pass without gradients, in our kernels. The readout's and the "
+        "loss's own gradient, dl/dh of every step, is what these modes are given; it is timed by itself too. A call "
+        f"takes about a millisecond whatever it computes, which short calls show.\n\n{markdown(head, rows)}"
     )
 
 

@@ -28,7 +28,7 @@ FEW, MORE = 64, 2  # steps of the first group of units, and how many times as ma
 
 
 class Decayed(NamedTuple):
-    """Influence on the last state: of the inputs' weights (B, H, d), of the decays (B, H), of any bias (H,)."""
+    """Influence on the last state: of the inputs' weights (H, B, d), of the decays (H, B), of any bias (H, B)."""
 
     drive: Tensor
     decay: Tensor
@@ -73,23 +73,26 @@ def remembered(decay: Tensor, steps: int) -> Tensor:
     return back.clamp(1, steps).to(torch.int64)
 
 
-def decayed(decay: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor) -> Decayed:
-    """The sums over T steps of h = decay h + weight x + bias.
+def decayed(
+    decay: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, initial: Tensor, known: Decayed | None = None
+) -> Decayed:
+    """The influence after T steps of h = decay h + weight x + bias.
 
     Args:
         decay: (H,), each unit's own weight.
         x: (T, B, d).
         weight: (H, d), and ``bias`` (H,) or None.
         initial: (B, H), the state before the first step.
+        known: the influence before the first step.
 
     >>> half, one = torch.tensor([0.5]), torch.ones(1, 1)
     >>> decayed(half, torch.ones(2, 1, 1), one, None, torch.zeros(1, 1))  # h is 1, then 1.5
-    Decayed(drive=tensor([[[1.5000]]]), decay=tensor([[1.]]), one=tensor([1.5000]))
+    Decayed(drive=tensor([[[1.5000]]]), decay=tensor([[1.]]), one=tensor([[1.5000]]))
     """
     steps, rows, features = x.shape
     back = remembered(decay, steps)
-    of_x, met = (x.new_empty(rows, len(decay), features) for _ in range(2))
-    of_one, of_bias = torch.empty_like(decay), torch.empty_like(decay)
+    of_x = x.new_empty(len(decay), rows, features)
+    of_decay, of_one = (x.new_empty(len(decay), rows) for _ in range(2))
     low, high = 0, FEW
     while low < steps:
         here = ((back > low) & (back <= high)).nonzero().flatten()
@@ -101,9 +104,18 @@ def decayed(decay: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, initi
         slope = torch.zeros_like(table)
         slope[1:] = table[:-1] * torch.arange(1, count, dtype=x.real.dtype, device=x.device).unsqueeze(1)
         both = torch.cat([table, slope], 1).flip(0).mT @ x[steps - count :].flatten(1)
-        of_x[:, here], met[:, here] = both.view(2, len(here), rows, features).transpose(1, 2).unbind()
-        of_one[here], of_bias[here] = table.sum(0), slope.sum(0)
-    of_decay = (met * weight).sum(-1)
-    if bias is not None:
-        of_decay = of_decay + of_bias * bias
-    return Decayed(of_x, of_decay + initial * (steps * power(decay, steps - 1)), of_one)
+        made, met = both.view(2, len(here), rows, features)
+        by_decay = (met * weight[here].unsqueeze(1)).sum(-1)  # what the states are made of, rather than the states
+        if bias is not None:
+            by_decay += (slope.sum(0) * bias[here]).unsqueeze(-1)
+        one = table.sum(0).unsqueeze(-1).expand(-1, rows)
+        if count == steps:  # what was before is not forgotten
+            last = power(decay[here], steps - 1).unsqueeze(-1)
+            by_decay += initial[:, here].mT * (steps * last)
+            if known is not None:
+                last = last * decay[here].unsqueeze(-1)
+                made += known.drive[here] * last.unsqueeze(-1)
+                by_decay += known.decay[here] * last
+                one = one + known.one[here] * last
+        of_x[here], of_decay[here], of_one[here] = made, by_decay, one
+    return Decayed(of_x, of_decay, of_one)

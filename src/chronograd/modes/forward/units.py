@@ -19,7 +19,7 @@ from chronograd.kernels.own import LEAST, own_back, own_cell_back
 from chronograd.kernels.reference import states_before
 from chronograd.recurrence.sequence import LayerWeights
 
-from .decay import decayed, power
+from .decay import Decayed, decayed
 from .layer import cell_factors
 
 __all__ = ["Influence", "Plan", "Units", "shapes"]
@@ -307,20 +307,24 @@ class Units:
         return found
 
     def _decayed(self, known: Influence | None) -> Influence:
-        """Of a diagonal recurrence without edges."""
-        weights, decay, steps = self.weights, self.weights.recurrent.conj(), len(self.x)
-        x = self.x.to(decay.dtype).conj()
+        """Of a diagonal recurrence without edges; laid out in memory by units first, as the products meet it."""
+        weights, features = self.weights, self.x.shape[2]
         biases = [bias for bias in (weights.input_bias, weights.recurrent_bias) if bias is not None]
         bias = sum(biases[1:], biases[0]).conj() if biases else None
-        of_x, of_decay, of_one = decayed(decay, x, weights.input.conj(), bias, self.initial[0].conj())
-        ones = of_one.expand(len(of_decay), -1).unsqueeze(-1)
-        sides = {"product": (of_decay.unsqueeze(-1), weights.recurrent_bias), "drive": (of_x, weights.input_bias)}
-        found = {
-            name: (part if b is None else torch.cat([part, ones], -1)).unsqueeze(1) for name, (part, b) in sides.items()
-        }
+        before = None
         if known is not None:
-            for name, part in found.items():
-                part += known[name] * power(decay, steps).unsqueeze(-1)
+            drive, product = (known[name][:, 0].transpose(0, 1) for name in ("drive", "product"))
+            ones = drive[..., -1] if weights.input_bias is not None else product[..., -1]  # of no use without a bias
+            before = Decayed(drive[..., :features], product[..., 0], ones)
+        given = (weights.recurrent.conj(), self.x.to(weights.recurrent.dtype).conj(), weights.input.conj())
+        after = decayed(*given, bias, self.initial[0].conj(), before)
+        found = {}
+        for name, part, last in (
+            ("product", after.decay.unsqueeze(-1), weights.recurrent_bias),
+            ("drive", after.drive, weights.input_bias),
+        ):
+            part = part if last is None else torch.cat([part, after.one.unsqueeze(-1)], -1)
+            found[name] = part.transpose(0, 1).unsqueeze(1)
         return found
 
     def _influence(self, known: Influence | None, whole: bool = False) -> Influence | None:
