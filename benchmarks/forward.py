@@ -108,7 +108,7 @@ def _rtrl(rounds: int) -> str:
     jobs: dict[str, Callable[[], object]] = {"jacrev": Naive(layer).step}
     jobs |= {f"ours {steps}": stream.call for steps, stream in streams.items()}
     jobs |= {f"products {steps}": job.call for steps, job in products.items()}
-    took = medians(interleaved(jobs, rounds))
+    took = medians(interleaved(jobs, rounds, at_least=10.0))
     rows = []
     for steps in CALLS:
         ours, own = took[f"ours {steps}"] / steps, took[f"products {steps}"] / steps
