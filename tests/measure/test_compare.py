@@ -143,8 +143,9 @@ def test_a_cut_between_calls_of_torchs_layer_holds_less_at_once():
     assert full.peak_bytes > 6 * states and cut.peak_bytes < full.peak_bytes / 3
 
 
-def row(name, seconds, peak, bias=0.0, variance=0.0, unbiased=False, look_back=1.0, draws=1):
-    return Candidate(name, "reverse", unbiased, look_back, seconds, peak, draws, bias, 0.0, variance, 0.0, 1.0, 0.0)
+def row(name, seconds, peak, bias=0.0, variance=0.0, unbiased=False, look_back=1.0, draws=1, mode="reverse", **more):
+    measured = (look_back, seconds, peak, draws, bias, 0.0, variance, 0.0, 1.0, 0.0)
+    return Candidate(name, mode, unbiased, *measured, **more)
 
 
 def comparison(*rows, noise=0.04):
@@ -210,6 +211,12 @@ def test_full_computation_by_another_name_is_not_recommended_for_what_a_clock_sa
     assert comparison(same).recommended.label == "full"
     less = row("chunks:9", 0.9, 90, bias=0.05, look_back=5.4)
     assert comparison(same, less).recommended is less
+    forward = row("full", 0.9, 90, bias=0.05, look_back=5.5, mode="snap:1")  # looks back as far, and is something else
+    assert comparison(same, forward).recommended is forward
+    assert (
+        comparison(same, row("full", 0.9, 90, look_back=5.5, mode="reverse:auto", exact=True)).recommended.label
+        == "full"
+    )
     lucky = row(
         "random:9", 0.9, 90, variance=0.01, unbiased=True, look_back=5.5, draws=32
     )  # its first draw cut nothing

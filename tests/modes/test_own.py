@@ -203,7 +203,7 @@ def test_e_prop_in_total_needs_the_whole_sequence():
     with pytest.raises(ValueError, match="in one call"):
         gradient(model, cg.EProp("total"), X[4:], Y[4:], carry)
     ours, _ = gradient(model, cg.EProp("total"), X[4:], Y[4:], carry, truncation=cg.Chunks(4))
-    exact, _ = gradient(model, cg.Reverse(), X[4:], Y[4:], carry, truncation=cg.Chunks(4))
+    exact, _ = gradient(model, cg.Reverse(), X[4:], Y[4:], carry.cut(), truncation=cg.Chunks(4))
     assert_same_grads(ours.grads, exact.grads)
     with pytest.raises(ValueError, match="needs layers"):
         gradient(build("opaque"), cg.EProp("total"))
@@ -282,3 +282,14 @@ def test_the_limit_is_of_all_layers_together():
     cg.value_and_grad(model, squared, X, Y[..., :1], mode=cg.SnAp(1, limit=held))
     with pytest.raises(ValueError, match="and the 2 layers before it.*above its limit"):
         cg.value_and_grad(model, squared, X, Y[..., :1], mode=cg.SnAp(1, limit=held - 1))
+
+
+def test_nothing_goes_on_where_the_exact_factorisation_forgot():
+    model = build("tanh")
+    _, carry = gradient(model, cg.EProp("total"), X[:5], Y[:5])
+    for mode in (cg.EProp(), cg.SnAp(1), cg.Reverse()):
+        with pytest.raises(ValueError, match=r"what mode eprop:total knows.*carry.cut"):
+            gradient(model, mode, X[5:], Y[5:], carry)
+    ours = gradient(model, cg.EProp("total"), X[5:], Y[5:], carry.cut())[0]
+    exact = gradient(model, cg.Reverse(), X[5:], Y[5:], carry.cut())[0]
+    assert_same_grads(ours.grads, exact.grads)

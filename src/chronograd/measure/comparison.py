@@ -134,7 +134,9 @@ class Comparison:
 
     def _cuts(self, row: Candidate) -> bool:
         """Whether it is anything else than full computation on these steps."""
-        return row.draws > 1 or row.look_back < self.candidates[0].look_back - 1e-9
+        full = self.candidates[0]
+        approximate = row.truncation == full.truncation and not row.exact  # by its mode: full snap:1
+        return row.draws > 1 or approximate or row.look_back < full.look_back - 1e-9
 
     def _cost(self, row: Candidate) -> float:
         full = self.candidates[0]

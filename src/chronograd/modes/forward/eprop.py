@@ -77,6 +77,10 @@ class EProp(Forward):
         """Whether it needs no more than one step at a time: with the partial learning signal."""
         return self.signal == "partial"
 
+    @property
+    def past(self) -> str:
+        return self.name if self.signal == "partial" else f"{self.name}:{self.signal}"
+
     def walk(self, onward: Any, section: dict[str, Any]) -> Any:
         from .rflo import local_walk
 

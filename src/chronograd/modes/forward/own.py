@@ -83,8 +83,12 @@ class TotalWalk(OwnWalk):
     block = 2**62
     total = True
 
+    def __init__(self, mode: Any, onward: Onward, section: dict[str, Any], through_weights: bool) -> None:
+        super().__init__(mode, onward, section, through_weights)
+        self.goes_on = bool(section)  # a first call, and one after carry.cut(), has nothing before it
+
     def section(self) -> dict[str, Any]:
-        return {}
+        return {"calls": "whole"}  # nothing is known of the past, and no other mode is to take that for knowledge
 
     def through(self, piece: Piece, state: Any, losses: Losses, position: int) -> Any:
         """Take all steps of a call.
@@ -93,7 +97,7 @@ class TotalWalk(OwnWalk):
             ValueError: where its losses would reach into an earlier one.
         """
         cut = piece.gates[0] == 0 if piece.reset is None else (piece.gates[0] == 0) | piece.reset[0]
-        if position and not bool(cut.all()):
+        if self.goes_on and not bool(cut.all()):
             raise ValueError(
                 f"mode {self.mode} needs all steps that a loss reaches back over in one call; give whole sequences, "
                 "carry.cut(), or use mode=cg.EProp() or mode=cg.RTRL()"
