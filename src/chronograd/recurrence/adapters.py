@@ -28,7 +28,7 @@ from .layers import GRU, LSTM, RNN
 from .layout import Layout, own_layout, read_layout
 from .linear import DiagonalRNN, LinearRNN
 from .pieces import run_pieces
-from .quiet import buffers_of, keep_buffers, keep_random, quiet, settled, uncast
+from .quiet import alike, buffers_of, keep_buffers, keep_random, quiet, settled, some_gradient, uncast
 from .recurrent import Recurrent
 from .sequence import Engine
 from .states import RowDims, check_state, detach, find_row_dims, leaves, tree_map
@@ -90,7 +90,7 @@ class Recurrence:
                 alone = run_pieces(self._answer, self._dims, few, None, Edges(), range(leaves(few)[0].shape[0]))[0]
             except Exception:  # what cannot run on so little is taken as a whole
                 return False
-        return all(_close(a, b) for a, b in zip(leaves(alone), leaves(whole)))
+        return all(alike(a, b) for a, b in zip(leaves(alone), leaves(whole)))
 
     def _answer(self, inputs: Tree, state: Tree) -> tuple[Tree, Tree]:
         return check_pair(self.call(inputs, state))
@@ -139,13 +139,13 @@ class Recurrence:
             few = tree_map(lambda x: x.detach().requires_grad_(x.is_floating_point()), few)
             wrt += [x for x in leaves(few) if x.requires_grad]
             found, expected = self._reset_and_begun(layout, few)
-            if not all(_close(a, b) for a, b in zip(found, expected)):
+            if not all(alike(a, b) for a, b in zip(found, expected)):
                 return False
             try:
-                ours, theirs = (_some_gradient(tensors, wrt) for tensors in (found, expected))
+                ours, theirs = (some_gradient(tensors, wrt) for tensors in (found, expected))
             except Exception:  # whatever cannot go back under gates is left to the opaque way
                 return False
-        return all(_close(a, b) for a, b in zip(ours, theirs))
+        return all(alike(a, b) for a, b in zip(ours, theirs))
 
     def _reset_and_begun(self, layout: Layout, few: Tree) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs and state of two steps that both reset, and of the same two steps taken from ``state=None``."""
@@ -347,23 +347,6 @@ class Recurrence:
         with keep_random(), keep_buffers(self.model), GatedForward(Edges()) as seen:
             self._answer(starts, None)
         return [None if _zero(track.given) else track.given for track in seen.tracks]
-
-
-def _some_gradient(tensors: list[Tensor], wrt: list[Tensor]) -> list[Tensor]:
-    """The gradient of one fixed mixture of tensors: cos(1), cos(2), ... times their numbers."""
-    real = [torch.view_as_real(x) if x.is_complex() else x for x in tensors if x.requires_grad]
-    if not real or not wrt:
-        return []
-    mixture = [(torch.arange(1.0, x.numel() + 1, device=x.device).cos() * x.flatten()).sum() for x in real]
-    found = torch.autograd.grad(mixture, wrt, allow_unused=True)
-    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(wrt, found)]
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if not (a.is_floating_point() or a.is_complex()) or a.shape != b.shape or a.dtype != b.dtype:
-        return a.shape == b.shape and a.dtype == b.dtype
-    tolerance = torch.finfo(a.dtype).eps ** 0.5
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def _zero(state: tuple[Tensor, ...]) -> bool:

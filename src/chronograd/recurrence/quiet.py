@@ -1,4 +1,4 @@
-"""Running a model to look at it, and leaving everything as it was."""
+"""Running a model to look at it, leaving everything as it was, and whether two runs gave the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .states import leaves, tree_map
 
-__all__ = ["buffers_of", "keep_buffers", "keep_random", "quiet", "settled", "uncast"]
+__all__ = ["alike", "buffers_of", "keep_buffers", "keep_random", "quiet", "settled", "some_gradient", "uncast"]
 
 
 @contextmanager
@@ -95,3 +95,21 @@ def uncast(*trees: Any) -> tuple[Any, ...]:
         return x.float() if x.dtype == low else x
 
     return torch.autocast(device, enabled=False), *(tree_map(widen, tree) for tree in trees)
+
+
+def some_gradient(tensors: list[Tensor], wrt: list[Tensor]) -> list[Tensor]:
+    """The gradient of one fixed mixture of tensors: cos(1), cos(2), ... times their numbers."""
+    real = [torch.view_as_real(x) if x.is_complex() else x for x in tensors if x.requires_grad]
+    if not real or not wrt:
+        return []
+    mixture = [(torch.arange(1.0, x.numel() + 1, device=x.device).cos() * x.flatten()).sum() for x in real]
+    found = torch.autograd.grad(mixture, wrt, allow_unused=True)
+    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(wrt, found)]
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether two runs gave the same, up to rounding."""
+    if not (a.is_floating_point() or a.is_complex()) or a.shape != b.shape or a.dtype != b.dtype:
+        return a.shape == b.shape and a.dtype == b.dtype
+    tolerance = torch.finfo(a.dtype).eps ** 0.5
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
