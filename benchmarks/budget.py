@@ -17,6 +17,7 @@ from threading import Event, Thread
 
 import numpy as np
 import torch
+from read import Read
 from timing import interleaved, markdown, medians
 from torch import Tensor, nn
 
@@ -38,18 +39,6 @@ ASKED = ((1_000_000, "reverse:256MB"), (1_000_000, "reverse:16MB"), (100_000, "r
 STATUS = Path("/proc/self/status")
 
 
-class Model(nn.Module):
-    """One GRU layer and a readout of one number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.readout = cg.GRU(FEATURES, UNITS), nn.Linear(UNITS, 1)
-
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        outputs, state = self.layer(x, state)
-        return self.readout(outputs), state
-
-
 def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().mean(-1)
 
@@ -59,7 +48,7 @@ class Long:
 
     def __init__(self, steps: int, folder: str) -> None:
         torch.manual_seed(0)
-        self.model = Model()
+        self.model = Read(cg.GRU(FEATURES, UNITS), UNITS)
         random = torch.Generator().manual_seed(1)
         self.files = [os.path.join(folder, f"{name}{steps}.npy") for name in "xy"]
         for file, size in zip(self.files, (FEATURES, 1)):

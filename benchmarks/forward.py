@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from read import Read
 from timing import interleaved, markdown, medians
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
@@ -24,18 +25,6 @@ LONG, WIDE = (128, 1024), 256
 def energy(outputs: Tensor, targets: None) -> Tensor:
     """A loss that asks for all outputs."""
     return (outputs.abs() if outputs.is_complex() else outputs).square().sum(-1)
-
-
-class Read(nn.Module):
-    """A layer and a readout of one number."""
-
-    def __init__(self, layer: nn.Module, units: int) -> None:
-        super().__init__()
-        self.layer, self.readout = layer, nn.Linear(units, 1)
-
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        outputs, state = self.layer(x, state)
-        return self.readout(outputs), state
 
 
 class Stream:

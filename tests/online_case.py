@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from itertools import product
 
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 import chronograd as cg
-from oracle import squared
+from forward_case import Read
+from oracle import assert_close, assert_same_grads, squared
 
 T, B = 9, 3
 _draw = torch.Generator().manual_seed(0)
@@ -18,18 +20,6 @@ RESET = torch.zeros(T, B, dtype=torch.bool)
 RESET[4, 0] = RESET[7, 1] = RESET[4, 2] = True
 LENGTHS = torch.tensor([T, 8, 5])
 EDGES = {"plain": {}, "reset": {"reset": RESET}, "all": {"reset": RESET, "lengths": LENGTHS}}
-
-
-class Read(nn.Module):
-    """A layer, and a readout of its states."""
-
-    def __init__(self, layer, units):
-        super().__init__()
-        self.layer, self.readout = layer, nn.Linear(units, 2)
-
-    def forward(self, x, state=None):
-        states, state = self.layer(x, state)
-        return self.readout(states), state
 
 
 class Leaky(nn.Module):
@@ -105,3 +95,23 @@ def relative_variance(mode, units, nets=3, rows=40, calls=3, steps=50):
         errors = [(flat(mode, seed=seed) - exact).square().sum() / exact.square().sum() for seed in range(calls)]
         found.append(rows * float(torch.stack(errors).mean()))
     return sorted(found)[len(found) // 2]
+
+
+def check_stream(model, mode):
+    """A stream of calls, its carry saved and loaded in between, gives what one call gives, and stays as small."""
+    carry, total, sizes = None, None, []
+    for begin, end in ((0, 1), (1, 2), (2, 5), (5, T)):
+        seed = {"seed": 7} if carry is None else {}
+        x, y = X[begin:end], Y[begin:end]
+        part, carry = gradient(model, mode, x, y, carry, reset=RESET[begin:end], **seed)
+        file = io.BytesIO()
+        torch.save(carry.state_dict(), file)
+        sizes.append(file.tell())
+        file.seek(0)
+        carry = cg.Carry.from_state_dict(torch.load(file, weights_only=True))
+        total = part if total is None else total + part
+    whole, last = gradient(model, mode, reset=RESET, seed=7)
+    assert_same_grads(total.grads, whole.grads)
+    assert max(sizes) - min(sizes) < 600 and carry.open_steps == 0
+    for key, part in last.mode["influence"].items():
+        assert_close(carry.mode["influence"][key], part)

@@ -14,6 +14,7 @@ import chronograd as cg
 from chronograd.modes import parse
 from chronograd.modes.evolution import swarm
 from chronograd.modes.evolution.noise import noise
+from forward_case import Read
 from oracle import Deep, Opaque, assert_close, assert_same_grads, squared
 
 T, B, N, SIGMA = 9, 3, 2, 0.2
@@ -35,18 +36,6 @@ MODES = {
     "reuse": cg.PES(N, SIGMA, reuse_noise=True),
     "analytic": cg.PES(N, SIGMA, 3, analytic=True),
 }
-
-
-class Read(nn.Module):
-    """A layer, and a readout of the real parts of its states."""
-
-    def __init__(self, layer, units):
-        super().__init__()
-        self.layer, self.readout = layer, nn.Linear(units, 2)
-
-    def forward(self, x, state=None):
-        states, state = self.layer(x, state)
-        return self.readout(states.real if states.is_complex() else states), state
 
 
 class Writing(nn.Module):

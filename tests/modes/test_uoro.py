@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
 from torch import nn
@@ -26,6 +24,7 @@ from online_case import (
     X,
     Y,
     build,
+    check_stream,
     gradient,
     mean_over_signs,
     own_cell,
@@ -170,22 +169,7 @@ def test_it_is_unbiased(make, edges, truncation):
 
 @pytest.mark.parametrize("make", [MODELS["lstm"], own_cell, Opaque, lambda: Deep(cg.GRU(3, 3), nn.RNN(3, 3))])
 def test_a_stream_of_calls_equals_one_call(make):
-    model, carry, total, sizes = build(make), None, None, []
-    for begin, end in ((0, 1), (1, 2), (2, 5), (5, T)):
-        seed = {"seed": 7} if carry is None else {}
-        x, y = X[begin:end], Y[begin:end]
-        part, carry = gradient(model, cg.UORO(), x, y, carry, reset=RESET[begin:end], **seed)
-        file = io.BytesIO()
-        torch.save(carry.state_dict(), file)
-        sizes.append(file.tell())
-        file.seek(0)
-        carry = cg.Carry.from_state_dict(torch.load(file, weights_only=True))
-        total = part if total is None else total + part
-    whole, last = gradient(model, cg.UORO(), reset=RESET, seed=7)
-    assert_same_grads(total.grads, whole.grads)
-    assert max(sizes) - min(sizes) < 600 and carry.open_steps == 0
-    for key, part in last.mode["influence"].items():
-        assert_close(carry.mode["influence"][key], part)
+    check_stream(build(make), cg.UORO())
 
 
 def test_a_long_call_equals_many_short_ones():

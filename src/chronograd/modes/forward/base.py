@@ -34,7 +34,7 @@ class Forward(Mode):
                 words.append(str(value))
         return ":".join([self.name, ",".join(words)]) if words else self.name
 
-    def check_limit(self) -> None:
+    def __post_init__(self) -> None:
         """Refuse a limit that is no number of bytes.
 
         Raises:

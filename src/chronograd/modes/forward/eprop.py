@@ -65,7 +65,7 @@ class EProp(Forward):
     def __post_init__(self) -> None:
         if self.signal not in ("partial", "total"):
             raise ValueError(f"EProp: signal must be 'partial' or 'total', not {self.signal!r}")
-        self.check_limit()
+        super().__post_init__()
 
     @property
     def exact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -79,9 +79,6 @@ class KFRTRL(Forward):
     def unbiased(self) -> bool:
         return True
 
-    def __post_init__(self) -> None:
-        self.check_limit()
-
     def walk(self, onward: Any, section: dict[str, Any]) -> Any:
         from .kronecker import KroneckerWalk
         from .layer import find_stack

@@ -73,7 +73,7 @@ class OwnWalk:
             outputs, final = onward.recurrence.watch(piece.inputs, detach(state), edges, engine)
         onward.tally.add(losses.sum(outputs), onward.scale)
         with by_hand(device_of(piece)):
-            self.influence = [units.influence(units.plan.known) for units in engine.seen]
+            self.influence = [units.influence() for units in engine.seen]
         return detach(final)
 
 
@@ -159,17 +159,11 @@ class _Engine:
             refuse_bytes(self.walk.mode, self._bytes, self.walk.mode.limit, what, "mode=cg.Reverse()")
         with torch.autocast(inputs.device.type, enabled=False):
             x, *states = (part.to(weight.dtype) for part in (inputs, *initial, *(fresh or ())))
-            units = _units(plan, x, weights, tuple(states))
+            with torch.no_grad():
+                units = Units.run(plan, x, weights, tuple(states[:parts]), tuple(states[parts:]))
             self.seen.append(units)
             out = _Layer.apply(plan, units, x, *weights, *states)
         return out if parts > 1 else (out,)  # pyright: ignore[reportReturnType]
-
-
-def _units(plan: Plan, x: Tensor, weights: LayerWeights, states: State) -> Units:
-    """Run a layer without a graph, and look at its units."""
-    parts = plan.cell.parts
-    with torch.no_grad():
-        return Units.run(plan, x, weights, states[:parts], states[parts:])
 
 
 class _Layer(torch.autograd.Function):
@@ -187,7 +181,7 @@ class _Layer(torch.autograd.Function):
         signal = arriving
         if plan.total:
             signal, arriving = units.total_signal(arriving)
-        grads = units.gradients(signal, plan.known, ctx.needs_input_grad[3:7])
+        grads = units.gradients(signal, ctx.needs_input_grad[3:7])
         dx, first = units.own_step(arriving, ctx.needs_input_grad[2], any(ctx.needs_input_grad[7:]))
         states: list[Tensor | None] = [None] * (len(ctx.needs_input_grad) - 7)
         if first is not None:

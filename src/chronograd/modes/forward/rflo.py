@@ -63,9 +63,6 @@ class RFLO(Forward):
     name = "rflo"
     exact = False
 
-    def __post_init__(self) -> None:
-        self.check_limit()
-
     def walk(self, onward: Any, section: dict[str, Any]) -> Any:
         return local_walk(self, onward, section)
 

@@ -70,9 +70,6 @@ class RTRL(Forward):
     name = "rtrl"
     exact = True
 
-    def __post_init__(self) -> None:
-        self.check_limit()
-
     def walk(self, onward: Any, section: dict[str, Any]) -> Any:
         from .blocks import BlockWalk
         from .joint import JointWalk

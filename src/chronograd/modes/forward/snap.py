@@ -71,7 +71,7 @@ class SnAp(Forward):
             raise TypeError(f"SnAp: n must be a whole number of steps, not {self.n!r}")
         if self.n < 1:
             raise ValueError(f"SnAp: n must be at least 1, not {self.n}")
-        self.check_limit()
+        super().__post_init__()
 
     def spec(self) -> str:
         """``snap:1``; the number is always written."""

@@ -19,14 +19,13 @@ from chronograd.kernels.own import LEAST, own_back, own_cell_back
 from chronograd.kernels.reference import states_before
 from chronograd.recurrence.sequence import LayerWeights
 
-from .decay import Decayed, decayed
+from .decay import FEW, Decayed, decayed
 from .layer import cell_factors
 
 __all__ = ["Influence", "Plan", "Units", "shapes"]
 
 State = tuple[Tensor, ...]
 Influence = dict[str, Tensor]  # (B, p, G, m) for each side
-FEW = 64  # steps that are looked at first, for what was forgotten before them
 
 
 class Plan(NamedTuple):
@@ -91,7 +90,7 @@ class Units:
         began = 0 if edges.reset is None else int(edges.reset.sum())
         fresh = tuple(part[len(part) - began :] for part in self.fresh) if began else ()
         path, initial = tuple(part[first:] for part in self.path), tuple(part[first - 1] for part in self.path)
-        return Units(self.plan._replace(edges=edges), self.x[first:], self.weights, initial, fresh, path)
+        return Units(self.plan._replace(edges=edges, known=None), self.x[first:], self.weights, initial, fresh, path)
 
     @cached_property
     def before(self) -> State:
@@ -258,26 +257,20 @@ class Units:
             return self.path[0][first - 1 : -1]
         return self.before[0][first:]
 
-    def gradients(
-        self, arriving: Sequence[Tensor], known: Influence | None, wanted: Sequence[bool]
-    ) -> list[Tensor | None]:
+    def gradients(self, arriving: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
         """Of the weights from what arrives at each step's state, in the order of ``LayerWeights``."""
         if self.call is None:
-            return self._gradients(arriving, known)
+            return self._gradients(arriving)
         dih, dhh, bih, bhh = wanted
         found = compiled.back(self.call, self.path, self.kept, arriving, (False, dih, bih, dhh, bhh), own=self.own)
         grads = [found.weight_ih, found.weight, found.bias_ih, found.bias]
-        if known is None:
+        if self.plan.known is None:
             return grads
         left = found.states[: len(self.path)]
-        sums = {name: torch.zeros_like(held[0, 0]) for name, held in known.items()}
-        for part, arrived in enumerate(left):
-            for name, held in known.items():
-                sums[name] += _spread(arrived, held[:, part]).sum(0)
-        past = self._by_weight(sums)
+        past = self._by_weight({name: _pull(left, held) for name, held in self.plan.known.items()})
         return [here if here is None or before is None else here + before for here, before in zip(grads, past)]
 
-    def _gradients(self, arriving: Sequence[Tensor], known: Influence | None) -> list[Tensor | None]:
+    def _gradients(self, arriving: Sequence[Tensor]) -> list[Tensor | None]:
         """The same in plain torch."""
         flows, left, _ = self._walk(arriving)
         sums = {}
@@ -286,29 +279,26 @@ class Units:
                 total = flows[side].flatten(0, 1).mT @ met.flatten(0, 1)
             else:
                 total = (flows[side].unsqueeze(-1) * met).sum((0, 1))
-            if known is not None:
-                for part, arrived in enumerate(left):
-                    total += _spread(arrived, known[name][:, part]).sum(0)
-            sums[name] = total
+            sums[name] = total if self.plan.known is None else total + _pull(left, self.plan.known[name])
         return self._by_weight(sums)
 
-    def influence(self, known: Influence | None) -> Influence:
+    def influence(self) -> Influence:
         """After the block, (B, p, G, m) for each side."""
         if self.plan.kind == "diagonal" and self.plan.edges.plain:
-            return self._decayed(known)
+            return self._decayed()
         few = FEW
         while few < len(self.x):
-            found = self._tail(few)._influence(None)
+            found = self._tail(few)._influence()
             if found is not None:
                 return found
             few *= 4
-        found = self._influence(known, whole=True)
+        found = self._influence(whole=True)
         assert found is not None
         return found
 
-    def _decayed(self, known: Influence | None) -> Influence:
+    def _decayed(self) -> Influence:
         """Of a diagonal recurrence without edges; laid out in memory by units first, as the products meet it."""
-        weights, features = self.weights, self.x.shape[2]
+        weights, known, features = self.weights, self.plan.known, self.x.shape[2]
         biases = [bias for bias in (weights.input_bias, weights.recurrent_bias) if bias is not None]
         bias = sum(biases[1:], biases[0]).conj() if biases else None
         before = None
@@ -327,11 +317,12 @@ class Units:
             found[name] = part.transpose(0, 1).unsqueeze(1)
         return found
 
-    def _influence(self, known: Influence | None, whole: bool = False) -> Influence | None:
+    def _influence(self, whole: bool = False) -> Influence | None:
         """From a walk back over all steps; None where something is left of those before, unless this is the ``whole``
         block.
         """
         found: dict[str, list[Tensor]] = {}
+        known = self.plan.known
         for part in range(len(self.path)):
             flows, left, first = self._walk(None, part)
             if first == 0 and not whole:
@@ -388,6 +379,12 @@ def _forgotten(delta: Sequence[Tensor]) -> int:
         return 0
     weighs = torch.stack([part.abs().amax((1, 2)) for part in delta]).amax(0) > least
     return int(weighs.to(torch.uint8).argmax())
+
+
+def _pull(left: Sequence[Tensor], held: Tensor) -> Tensor:
+    """What is left of the flow to each part of the state, (B, H) each, on the influence (B, p, G, m): (G, m)."""
+    parts = [_spread(arrived, held[:, part]).sum(0) for part, arrived in enumerate(left)]
+    return sum(parts[1:], parts[0])
 
 
 def _spread(flow: Tensor, influence: Tensor) -> Tensor:

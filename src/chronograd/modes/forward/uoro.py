@@ -82,9 +82,6 @@ class UORO(Forward):
     def unbiased(self) -> bool:
         return True
 
-    def __post_init__(self) -> None:
-        self.check_limit()
-
     def walk(self, onward: Any, section: dict[str, Any]) -> Any:
         from .joint import JointWalk
         from .layer import find_stack
