@@ -98,22 +98,17 @@ class EvolutionWalk:
         key = position // self.mode.unroll
         if self.mode.reuse_noise:
             key = position if begins or self.key is None else self.key
-        if begins and state is not None:
+        if begins:
             self._refuse_beyond(1, like)
-            pairs = self.mode.particles
-            self.states = [leaf.detach().expand(2, pairs, *leaf.shape) for leaf in leaves(state)]
-        elif begins:
-            self._refuse_beyond(1, like)
-            self.states = None
+            given, pairs = leaves(state), self.mode.particles
+            self.states = None if state is None else [leaf.detach().expand(2, pairs, *leaf.shape) for leaf in given]
         if self._noise is None or key != self.key:
             base = self.parameters.join([value.detach() for value in self.parameters.values.values()], ())
             assert self.onward.seed is not None  # a mode that draws has one
             self._noise = noise(self.onward.seed, key, self.mode.particles, base, self.mode.sigma)
-        if self.mode.reuse_noise:
-            pass
-        elif begins:
+        if begins and not self.mode.reuse_noise:
             self.history = History.begin(self._noise, piece.rows)
-        elif key != self.key:
+        elif key != self.key and not self.mode.reuse_noise:
             assert self.history is not None
             self.history.meet(self._noise)
         self.key = key
